@@ -1,0 +1,36 @@
+# Two commands for a newcomer; each does all its own set-up in .venv.
+#   make serve    serve the bundled model
+#   make test     lint, type-check and run all tests
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
+SOURCES = $(shell find native src -name '*.py' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.html' -o -name CMakeLists.txt 2>/dev/null)
+
+.PHONY: serve test lint clean
+
+serve: .venv/serve.done
+	.venv/bin/bitgrain serve $(ARGS)
+
+test: .venv/test.done lint
+	.venv/bin/python -m pytest -q -ra $(ARGS)
+
+lint: .venv/test.done
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+# torch first and by exact version, so that a resolver does not fetch another build of it
+.venv/torch.done:
+	$(PYTHON) -m venv .venv
+	$(PIP) "$(TORCH)"
+	touch $@
+
+.venv/serve.done: .venv/torch.done pyproject.toml $(SOURCES)
+	$(PIP) ".[cli,server]"
+	touch $@
+
+.venv/test.done: .venv/torch.done pyproject.toml $(SOURCES)
+	$(PIP) ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist
