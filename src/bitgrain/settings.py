@@ -1,0 +1,33 @@
+"""The only place that reads environment variables.
+
+    BITGRAIN_CACHE      folder for results that may be deleted (default ~/.cache/bitgrain)
+    BITGRAIN_SELFTEST   0: do not test a kernel on its first use
+    BITGRAIN_PLATFORM   platform key to plan for, instead of the one that the device implies
+
+A backend's own variables are named where the backend is; it reads them through `variable`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Folder for results that cost only time to make again."""
+    return Path(variable("BITGRAIN_CACHE") or "~/.cache/bitgrain").expanduser()
+
+
+def self_test_enabled() -> bool:
+    """False when the user switched the first-use self-test off."""
+    return variable("BITGRAIN_SELFTEST") != "0"
+
+
+def variable(name: str) -> str | None:
+    """The value of one environment variable, None when it is unset or empty."""
+    return os.environ.get(name) or None
+
+
+def platform_key() -> str | None:
+    """The platform key asked for, or None for the device's own."""
+    return variable("BITGRAIN_PLATFORM")

@@ -1,0 +1,21 @@
+"""Canonical, device-neutral weights and activation specifications.
+
+`N` = out features, `K` = in features, weights `[N, K]`; a scale is always a multiplier; a zero point is always the
+true value in the codes' own (unsigned) domain.
+"""
+
+from bitgrain.weights.activation import NO_ACTIVATION, ActivationSpec
+from bitgrain.weights.base import Weight, WeightSpec
+from bitgrain.weights.dense import DenseWeight
+from bitgrain.weights.float8 import FloatWeight
+from bitgrain.weights.int_affine import IntAffineWeight
+
+__all__ = [
+    "NO_ACTIVATION",
+    "ActivationSpec",
+    "DenseWeight",
+    "FloatWeight",
+    "IntAffineWeight",
+    "Weight",
+    "WeightSpec",
+]

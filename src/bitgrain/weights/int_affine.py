@@ -1,0 +1,190 @@
+"""Integer codes with a scale and a zero point per tensor, channel or group of K."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import gcd
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bitgrain.errors import LayoutError, ShardError
+from bitgrain.numerics.bitpack import PLANES, dense_bytes, pack_dense, unpack_dense
+from bitgrain.weights.base import Weight, WeightSpec, check_range, expand_columns
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntAffineWeight(Weight):
+    """W[n, k] = (code[n, k] - zero[n, g(k)]) * scale[n, g(k)]: integer subtraction, then one float32 multiply.
+
+    Args:
+        packed:      uint8 [N, ceil(K * bits / 8)], a dense little-endian bit stream of unsigned codes per row.
+        bits:        1 to 8.
+        in_features: K.
+        scale:       bfloat16, float16 or float32 [N, G]; G = 1 for one scale per channel.  [1, 1] for one per tensor.
+        zero:        an int for all (2**(bits-1) for symmetric codes), or int16 or float32 of the shape of `scale`.
+        group_size:  columns per group; K when there is one group.  The last group may be short.
+        group_index: int32 [K], the group of each column, or None for g(k) = k // group_size.
+    """
+
+    packed: Tensor
+    bits: int
+    in_features: int
+    scale: Tensor
+    zero: int | Tensor
+    group_size: int
+    group_index: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        problem = self._layout_problem()
+        if problem:
+            raise LayoutError("IntAffineWeight", problem, "the layout that the class documents", "correct the format that made it")
+
+    def _layout_problem(self) -> str:
+        n, k = self.shape
+        if self.bits not in PLANES:
+            return f"{self.bits} bits"
+        if self.packed.dtype != torch.uint8 or tuple(self.packed.shape) != (n, dense_bytes(k, self.bits)):
+            return f"codes {self.packed.dtype} {list(self.packed.shape)} for K = {k}, {self.bits} bits"
+        if self.scale.dim() != 2 or self.scale.shape[0] not in (1, n):
+            return f"scale {list(self.scale.shape)} for N = {n}"
+        if self.group_index is None and self.scale.shape[1] != -(-k // self.group_size):
+            return f"scale {list(self.scale.shape)} for K = {k} and groups of {self.group_size}"
+        if self.group_index is not None and tuple(self.group_index.shape) != (k,):
+            return f"group_index {list(self.group_index.shape)} for K = {k}"
+        if isinstance(self.zero, Tensor) and (self.zero.shape != self.scale.shape or self.zero.dtype not in (torch.int16, torch.float32)):
+            return f"zero {self.zero.dtype} {list(self.zero.shape)} for scale {list(self.scale.shape)}"
+        return ""
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: Tensor,
+        bits: int,
+        scale: Tensor,
+        zero: int | Tensor,
+        group_size: int,
+        group_index: Tensor | None = None,
+    ) -> Self:
+        """Pack unsigned codes uint8 [N, K]; the other arguments as in the class."""
+        return cls(pack_dense(codes, bits), bits, codes.shape[1], scale, zero, group_size, group_index)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.packed.shape[0], self.in_features)
+
+    @property
+    def spec(self) -> WeightSpec:
+        if self.scale.shape[1] > 1 or self.group_index is not None:
+            granularity = "group"
+        else:
+            granularity = "channel" if self.scale.shape[0] == self.shape[0] else "tensor"
+        if isinstance(self.zero, Tensor):
+            zero = "float" if self.zero.is_floating_point() else "integer"
+        else:
+            zero = "constant"
+        return WeightSpec(
+            "int_affine",
+            f"uint{self.bits}",
+            self.bits,
+            granularity,
+            self.group_size if granularity == "group" else 0,
+            zero=zero,
+            group_index=self.group_index is not None,
+            scale_dtype=str(self.scale.dtype).removeprefix("torch."),
+        )
+
+    def codes(self) -> Tensor:
+        """uint8 [N, K], unsigned."""
+        return unpack_dense(self.packed, self.bits, self.in_features)
+
+    def dequantize(self) -> Tensor:
+        return self._dequantize_codes(self.codes(), self.scale, self.zero)
+
+    def _dequantize_codes(self, codes: Tensor, scale: Tensor, zero: int | Tensor) -> Tensor:
+        k = self.in_features
+        values = codes.float()
+        values -= self._per_column(zero, k) if isinstance(zero, Tensor) else float(zero)
+        return values.mul_(self._per_column(scale, k))
+
+    def _per_column(self, per_group: Tensor, size: int) -> Tensor:
+        return expand_columns(per_group.float(), self.group_size, size, self.group_index)
+
+    def gather_rows(self, index: Tensor) -> Tensor:
+        codes = unpack_dense(self.packed[index], self.bits, self.in_features)
+        per_row = self.scale.shape[0] == self.shape[0]
+        zero = self.zero[index] if isinstance(self.zero, Tensor) and per_row else self.zero
+        return self._dequantize_codes(codes, self.scale[index] if per_row else self.scale, zero)
+
+    def rows(self, start: int, stop: int) -> Self:
+        check_range("rows of an IntAffineWeight", start, stop, self.shape[0])
+        per_row = self.scale.shape[0] == self.shape[0]
+        zero = self.zero[start:stop] if isinstance(self.zero, Tensor) and per_row else self.zero
+        return replace(self, packed=self.packed[start:stop], scale=self.scale[start:stop] if per_row else self.scale, zero=zero)
+
+    def columns(self, start: int, stop: int) -> Self:
+        check_range("columns of an IntAffineWeight", start, stop, self.in_features)
+        codes = self.codes()[:, start:stop].contiguous()
+        packed = pack_dense(codes, self.bits)
+        if self.group_index is not None:
+            # act-order: a shard may need any group, so all scales stay and the index is cut
+            return replace(self, packed=packed, in_features=stop - start, group_index=self.group_index[start:stop].contiguous())
+        if self.scale.shape[1] == 1:
+            return replace(self, packed=packed, in_features=stop - start, group_size=stop - start)
+        return self._cut_groups(packed, start, stop)
+
+    def _cut_groups(self, packed: Tensor, start: int, stop: int) -> Self:
+        # a cut inside a group is exact with smaller groups that repeat the group's scale
+        size = self.group_size if start % self.group_size == 0 else gcd(start, self.group_size)
+        first = torch.arange(start, stop, size, device=self.scale.device)
+        group = torch.div(first, self.group_size, rounding_mode="floor")
+        zero = self.zero[:, group].contiguous() if isinstance(self.zero, Tensor) else self.zero
+        width = stop - start
+        if len(group) == 1:
+            size = width
+        return replace(self, packed=packed, in_features=width, scale=self.scale[:, group].contiguous(), zero=zero, group_size=size)
+
+    @classmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        first = parts[0]
+        for part in parts[1:]:
+            if (part.bits, part.in_features, part.group_size, part.scale.dtype) != (first.bits, first.in_features, first.group_size, first.scale.dtype):
+                raise ShardError("concat of IntAffineWeights", "different widths, group sizes or scale dtypes", "equal ones", "run the parts side by side")
+            if not _same_index(part.group_index, first.group_index):
+                raise ShardError("concat of IntAffineWeights", "different group indices", "one index for all", "run the parts side by side")
+        zeros = [p.zero for p in parts]
+        constant = all(isinstance(z, int) and z == first.zero for z in zeros)
+        kinds = {z.dtype if isinstance(z, Tensor) else int for z in zeros}
+        if not constant and len(kinds) > 1:
+            raise ShardError("concat of IntAffineWeights", "different kinds of zero points", "equal ones", "run the parts side by side")
+        return replace(
+            first,
+            packed=torch.cat([p.packed for p in parts]),
+            scale=torch.cat([p._row_values(p.scale) for p in parts]),
+            zero=first.zero if constant else torch.cat([p._row_values(p._zero_tensor()) for p in parts]),
+        )
+
+    def _zero_tensor(self) -> Tensor:
+        return self.zero if isinstance(self.zero, Tensor) else torch.full_like(self.scale, self.zero, dtype=torch.int16)
+
+    def _row_values(self, values: Tensor) -> Tensor:
+        return values.expand(self.shape[0], -1) if values.shape[0] == 1 else values
+
+    def data_tensors(self) -> dict[str, Tensor]:
+        held = {"packed": self.packed, "scale": self.scale}
+        if isinstance(self.zero, Tensor):
+            held["zero"] = self.zero
+        if self.group_index is not None:
+            held["group_index"] = self.group_index
+        return held
+
+
+def _same_index(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return torch.equal(a, b)
