@@ -1,0 +1,52 @@
+"""The table of kernels: one folder per backend beside this file, and the entry points `bitgrain.kernels`.
+
+A backend's package exports KERNELS, a list of (operation, platform key, kernel); the floor's key is ANY_PLATFORM.
+An entry point loads to such a list.  Nothing else lists kernels.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+
+import bitgrain.kernels
+from bitgrain.errors import RequestError
+from bitgrain.kernels.base import Kernel
+
+ANY_PLATFORM = "any"
+
+Entry = tuple[str, str, Kernel]
+
+
+@lru_cache(maxsize=1)
+def kernel_entries() -> tuple[Entry, ...]:
+    """Every (operation, platform key, kernel), in-tree and out-of-tree alike."""
+    entries: list[Entry] = []
+    for module in pkgutil.iter_modules(bitgrain.kernels.__path__):
+        if module.ispkg:
+            entries += import_module(f"bitgrain.kernels.{module.name}").KERNELS
+    for point in sorted(entry_points(group="bitgrain.kernels"), key=lambda p: p.name):
+        entries += point.load()
+    names = [(operation, kernel.name) for operation, _, kernel in entries]
+    twice = sorted({f"{o}={n}" for o, n in names if names.count((o, n)) > 1})
+    if twice:
+        raise RequestError("registry of kernels", f"registered twice: {', '.join(twice)}", "unique names", "rename or uninstall one of them")
+    return tuple(entries)
+
+
+def candidates(operation: str, platform: str) -> list[Kernel]:
+    """Kernels of one operation that are registered for a platform or for any, best rank first."""
+    found = [k for o, p, k in kernel_entries() if o == operation and p in (platform, ANY_PLATFORM)]
+    return sorted(found, key=lambda k: (-k.rank, k.name))
+
+
+def kernel_names(operation: str) -> list[str]:
+    """Names of all kernels of one operation, whatever their platform."""
+    return sorted({k.name for o, _, k in kernel_entries() if o == operation})
+
+
+def operations() -> list[str]:
+    """Operations that have at least one kernel."""
+    return sorted({o for o, _, _ in kernel_entries()})

@@ -1,0 +1,123 @@
+"""Choosing a kernel, and keeping every reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bitgrain.errors import NoKernelError, RequestError
+from bitgrain.kernels.base import Fidelity, Kernel, Problem
+from bitgrain.kernels.registry import candidates, kernel_names, operations
+from bitgrain.kernels.selftest import self_test
+
+FIDELITIES = ("exact", "fast")
+REQUIREMENTS = ("native",)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the user asks of selection; every wish is honoured or refused, never replaced.
+
+    Args:
+        fidelity: "exact": no kernel may change the numerics that the checkpoint specifies; "fast" admits those that do.
+        force:    operation to kernel name.
+        forbid:   kernel names, or backend names (the part before the dot).
+        require:  "native": no reference kernel and no emulated arithmetic.
+        self_test: run one small tile of the chosen kernel against the reference before its first use.
+    """
+
+    fidelity: str = "exact"
+    force: Mapping[str, str] = field(default_factory=dict)
+    forbid: frozenset[str] = frozenset()
+    require: str | None = None
+    self_test: bool = True
+
+    def check(self) -> None:
+        """Raise RequestError unless every name in the policy exists."""
+        if self.fidelity not in FIDELITIES:
+            raise RequestError(f"fidelity = {self.fidelity!r}", "no such fidelity", f"one of {', '.join(FIDELITIES)}", "choose one of them")
+        if self.require not in (None, *REQUIREMENTS):
+            raise RequestError(f"require = {self.require!r}", "no such requirement", f"one of {', '.join(REQUIREMENTS)}", "choose one of them")
+        every = {name for operation in operations() for name in kernel_names(operation)}
+        backends = {name.partition(".")[0] for name in every}
+        for name in sorted(self.forbid - every - backends):
+            raise RequestError(f"forbid = {name!r}", "no such kernel or backend", f"one of {', '.join(sorted(every | backends))}", "correct the name")
+        for operation, name in self.force.items():
+            if operation not in operations():
+                raise RequestError(f"kernel {operation}={name}", "no such operation", f"one of {', '.join(operations())}", "correct the name")
+            if name not in kernel_names(operation):
+                raise RequestError(f"kernel {operation}={name}", "no such kernel", f"one of {', '.join(kernel_names(operation))}", "correct the name")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One kernel that was considered; `reason` is why it was not chosen, empty for the chosen one."""
+
+    name: str
+    fidelity: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The chosen kernel for one problem, and everything that was considered."""
+
+    problem: Problem
+    platform: str
+    kernel: Kernel
+    fidelity: Fidelity
+    candidates: tuple[Candidate, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "problem": self.problem.describe(),
+            "platform": self.platform,
+            "kernel": self.kernel.name,
+            "fidelity": self.fidelity.value,
+            "candidates": [{"kernel": c.name, "fidelity": c.fidelity, "reason": c.reason} for c in self.candidates],
+        }
+
+
+def select(problem: Problem, platform: str, policy: Policy) -> Selection:
+    """The best kernel that the problem, the platform and the policy admit.
+
+    Raises:
+        NoKernelError: none; lists every candidate with its reason.
+    """
+    chosen: tuple[Kernel, Fidelity] | None = None
+    rows: list[Candidate] = []
+    for kernel in candidates(problem.operation, platform):
+        reason, fidelity = _judge(kernel, problem, policy)
+        if not reason and chosen is not None:
+            reason = f"works, but {chosen[0].name} ranks higher"
+        elif not reason and policy.self_test:
+            failure = self_test(kernel, problem)
+            reason = failure.reason if failure else ""
+        rows.append(Candidate(kernel.name, fidelity.value if fidelity else "", reason))
+        if not reason and fidelity is not None:
+            chosen = (kernel, fidelity)
+    if chosen is None:
+        shown = "\n".join(f"    {r.name}: {r.reason}" for r in rows) or "    none is registered for this platform"
+        raise NoKernelError(
+            f"{problem.describe()} on {platform}", f"no kernel can run it:\n{shown}", "one kernel without a refusal", "relax --kernel, --forbid or --require, or choose another platform"
+        )
+    return Selection(problem, platform, chosen[0], chosen[1], tuple(rows))
+
+
+def _judge(kernel: Kernel, problem: Problem, policy: Policy) -> tuple[str, Fidelity | None]:
+    """(why not, or empty; the fidelity, if the kernel could run the problem at all)."""
+    refusal = kernel.refusal(problem)
+    if refusal is not None:
+        return refusal.reason, None
+    fidelity: Fidelity = kernel.fidelity(problem)
+    forced = policy.force.get(problem.operation)
+    if forced is not None and forced != kernel.name:
+        return f"--kernel {problem.operation}={forced} was asked for", fidelity
+    if kernel.name in policy.forbid or kernel.name.partition(".")[0] in policy.forbid:
+        return "forbidden by --forbid", fidelity
+    if fidelity is Fidelity.APPROXIMATE and policy.fidelity != "fast":
+        return "changes the checkpoint's numerics; admitted by --fidelity fast", fidelity
+    if policy.require == "native" and (fidelity is Fidelity.EMULATED or kernel.rank == 0):
+        return f"--require native was asked for, and this is {'emulated' if fidelity is Fidelity.EMULATED else 'the reference floor'}", fidelity
+    return "", fidelity

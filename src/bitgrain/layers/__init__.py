@@ -1,0 +1,1 @@
+"""Modules that hold a weight and a kernel; no format knowledge."""

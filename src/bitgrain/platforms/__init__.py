@@ -1,0 +1,1 @@
+"""Probed feature sets of the machines that kernels run on."""

@@ -1,0 +1,300 @@
+"""From headers to a Plan: modules found, schemes chosen, every tensor accounted for, fusion decided last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bitgrain.checkpoint.files import CheckpointFiles
+from bitgrain.checkpoint.headers import TensorHeader
+from bitgrain.errors import (
+    BitgrainError,
+    DtypeMismatchError,
+    MissingTensorError,
+    ShapeMismatchError,
+    UnexpectedTensorError,
+    raise_all,
+)
+from bitgrain.formats.base import MATRIX_KINDS, Choice, KVCacheScheme, ModuleKind, ModuleView, QuantConfig, TensorRule
+from bitgrain.formats.detect import detect, gather_evidence
+from bitgrain.formats.kv_scales import kv_scale_of
+from bitgrain.formats.matching import nearest_names
+from bitgrain.formats.slots import ModelSlots, ModuleSlot
+from bitgrain.plan import Fusion, ModulePlan, Plan
+
+# Buffers that some writers save although the configuration gives them; the ledger names the rule.
+IGNORED_SUFFIXES = {"rotary_emb.inv_freq": "rotary frequencies follow from the configuration"}
+
+EMBEDDING_NAMES = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings")
+HEAD_NAMES = ("lm_head", "embed_out")
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveOptions:
+    """What the user asks of resolution.
+
+    Args:
+        quantization:  format hint; must agree with the evidence.
+        trust_tensors: where a rule excludes a module that has quantized tensors, believe the tensors.
+    """
+
+    quantization: str | None = None
+    trust_tensors: bool = False
+
+
+def resolve(files: CheckpointFiles, slots: ModelSlots | None, options: ResolveOptions) -> Plan:
+    """The plan of a checkpoint, from headers alone.
+
+    Args:
+        slots: the modules that the architecture must have; None when the architecture is not known, which still
+               resolves every module but cannot see that one is absent.
+    Raises:
+        ManyProblemsError (or the single problem): everything that is missing, unexpected, misshapen or contradictory.
+    """
+    evidence = gather_evidence(files, options.trust_tensors)
+    format_class, detection = detect(evidence, options.quantization)
+    config = format_class.parse(evidence)
+    config.trust_tensors = options.trust_tensors
+    ignored = {n: rule for n in files.tensors for suffix, rule in IGNORED_SUFFIXES.items() if n.endswith(suffix)}
+    resolution = _Resolution(files, config, slots, ignored)
+    modules = resolution.modules()
+    raise_all(files.label, resolution.problems)
+    fusions = tuple(_fuse(group, modules) for group in slots.fusion_groups) if slots else ()
+    notes = (*files.notes, *_unmatched_rules(config, modules))
+    return Plan(config.name, detection.reasons, modules, fusions, ignored, notes)
+
+
+class _Resolution:
+    """One pass over all modules, collecting problems instead of stopping at the first."""
+
+    def __init__(self, files: CheckpointFiles, config: QuantConfig, slots: ModelSlots | None, ignored: Mapping[str, str]) -> None:
+        self.files, self.config, self.slots = files, config, slots
+        self.by_name: dict[str, ModuleSlot] = {s.name: s for s in slots.modules} if slots else {}
+        self.problems: list[BitgrainError] = []
+        self.local: dict[str, dict[str, TensorHeader]] = {}
+        self.cache_scales: dict[str, dict[str, TensorHeader]] = {}
+        for name, header in files.tensors.items():
+            if name in ignored:
+                continue
+            cache = kv_scale_of(name)
+            if cache is not None:
+                self.cache_scales.setdefault(cache[0], {})[name] = header
+                continue
+            module, local = config.split_name(name)
+            self.local.setdefault(module, {})[local] = header
+
+    def modules(self) -> dict[str, ModulePlan]:
+        rows: dict[str, ModulePlan] = {}
+        order = list(dict.fromkeys([*self.by_name, *self.local])) if self.slots else list(self.local)
+        for name in order:
+            row = self._module(name)
+            if row is not None:
+                rows[name] = row
+        for name in dict.fromkeys([*(self.slots.attention_modules if self.slots else ()), *self.cache_scales]):
+            row = self._attention(name)
+            if row is not None:
+                rows[name] = row
+        return rows
+
+    def _module(self, name: str) -> ModulePlan | None:
+        slot = self.by_name.get(name)
+        tensors = self.local.get(name, {})
+        if self.slots is not None and slot is None:
+            self._unexpected_module(name, tensors)
+            return None
+        if not tensors:
+            return self._absent(slot) if slot else None
+        kind = slot.kind if slot else _infer_kind(name, tensors)
+        if kind is ModuleKind.VECTOR:
+            return self._vector(name, tensors, slot)
+        shape = (slot.shape[0], slot.shape[1]) if slot else None
+        view = ModuleView(name, kind, tensors, shape)
+        try:
+            choice = _choose(self.config, view)
+        except BitgrainError as problem:
+            self.problems.append(problem)
+            return None
+        if self._account(view, choice, slot):
+            return None
+        tied = slot.tied_to if slot and not self.config.is_quantized(view) else None
+        return self._row(view, choice, tied)
+
+    def _row(self, view: ModuleView, choice: Choice, tied: str | None) -> ModulePlan:
+        return ModulePlan(
+            view.name, view.kind, choice.scheme.shape, tuple(view.full_name(t) for t in view.tensors), tuple(view.tensors), _files(view.tensors),
+            _bytes(view.tensors), choice.why, choice.scheme, tied_to=tied, has_bias="bias" in view.tensors,
+        )  # fmt: skip
+
+    def _absent(self, slot: ModuleSlot) -> ModulePlan | None:
+        if slot.tied_to is not None:
+            return ModulePlan(slot.name, slot.kind, tuple(slot.shape), (), (), (), 0, "the configuration ties it", tied_to=slot.tied_to)
+        near = nearest_names(slot.name, list(self.local))
+        self.problems.append(
+            MissingTensorError(
+                f"{slot.name}.weight", f"the checkpoint holds no tensor of this module{_near(near)}",
+                f"the {slot.kind.value} {list(slot.shape)} that the architecture has", "fetch or write the checkpoint again, or correct config.json",
+            )
+        )  # fmt: skip
+        return None
+
+    def _unexpected_module(self, name: str, tensors: Mapping[str, TensorHeader]) -> None:
+        near = nearest_names(name, list(self.by_name))
+        for local, header in tensors.items():
+            full = f"{name}.{local}" if name else local
+            self.problems.append(
+                UnexpectedTensorError(
+                    f"{header.file}: {full}", f"{header.describe()}, but the architecture has no module {name!r}{_near(near)}",
+                    "tensors of known modules only", "the model would run without it: correct config.json, or fetch the right checkpoint",
+                )
+            )  # fmt: skip
+
+    def _vector(self, name: str, tensors: Mapping[str, TensorHeader], slot: ModuleSlot | None) -> ModulePlan | None:
+        first = next(iter(tensors.values()))
+        shape = tuple(slot.shape) if slot else first.shape
+        if slot is not None:
+            rule = TensorRule("weight", ("F32", "F16", "BF16"), (tuple(slot.shape),))
+            if self._compare(name, tensors, (rule,)):
+                return None
+        full = tuple(f"{name}.{t}" if name else t for t in tensors)
+        return ModulePlan(name, ModuleKind.VECTOR, shape, full, tuple(tensors), _files(tensors), _bytes(tensors), "not a matrix: stored as is")
+
+    def _attention(self, name: str) -> ModulePlan | None:
+        tensors = self.cache_scales.get(name, {})
+        if self.slots is not None and name not in self.slots.attention_modules:
+            self._unexpected_module("", tensors)
+            return None
+        view = ModuleView(name, ModuleKind.ATTENTION, tensors)
+        try:
+            cache = self.config.get_kv_cache_scheme(view)
+        except BitgrainError as problem:
+            self.problems.append(problem)
+            return None
+        known = {full for full, _ in cache.scales}
+        for full in tensors.keys() - known:
+            self.problems.append(
+                UnexpectedTensorError(
+                    f"{tensors[full].file}: {full}", "a scale of the KV cache that the configuration does not explain", "a kv_cache_scheme, or no such tensor",
+                    "correct the configuration",
+                )
+            )  # fmt: skip
+        if not tensors and cache.element == "none":
+            return None
+        return self._attention_row(name, tensors, cache)
+
+    def _attention_row(self, name: str, tensors: Mapping[str, TensorHeader], cache: KVCacheScheme) -> ModulePlan:
+        why = "scales of the KV cache are stored" if tensors else "the configuration says so"
+        return ModulePlan(name, ModuleKind.ATTENTION, (), tuple(tensors), tuple(tensors), _files(tensors), _bytes(tensors), why, kv_cache=cache)
+
+    def _account(self, view: ModuleView, choice: Choice, slot: ModuleSlot | None) -> bool:
+        """Compare headers with the scheme's declaration; True when there is a problem."""
+        scheme = choice.scheme
+        bias = scheme.bias_rule()
+        needs_bias = slot is not None and slot.bias == "required"
+        rules = (*scheme.tensors(), TensorRule(bias.name, bias.dtypes, bias.shapes, required=needs_bias))
+        found = self._compare(view.name, view.tensors, rules)
+        if view.shape is not None and scheme.shape != view.shape:
+            self.problems.append(
+                ShapeMismatchError(
+                    view.name, f"the tensors make a matrix {list(scheme.shape)}", f"{list(view.shape)}, which config.json gives the module",
+                    "correct config.json (sizes, bits, group_size), or fetch the right checkpoint",
+                )
+            )  # fmt: skip
+            return True
+        return found
+
+    def _compare(self, module: str, tensors: Mapping[str, TensorHeader], rules: Sequence[TensorRule]) -> bool:
+        before = len(self.problems)
+        declared = {rule.name: rule for rule in rules}
+        for rule in rules:
+            if rule.name not in tensors and rule.required:
+                there = ", ".join(sorted(tensors))
+                self.problems.append(
+                    MissingTensorError(f"{module}.{rule.name}", f"absent; the module has {there}", f"{'/'.join(rule.dtypes)} {list(rule.shapes[0])}", "fetch or write the checkpoint again")
+                )
+        for local, header in tensors.items():
+            problem = _mismatch(f"{header.file}: {module}.{local}", header, declared.get(local), list(declared))
+            if problem is not None:
+                self.problems.append(problem)
+        return len(self.problems) > before
+
+
+def _mismatch(where: str, header: TensorHeader, rule: TensorRule | None, declared: list[str]) -> BitgrainError | None:
+    if rule is None:
+        return UnexpectedTensorError(
+            where, f"{header.describe()}, which the module's scheme does not declare", f"only {', '.join(declared)}",
+            "the model would run without it: correct the configuration, or fetch the right checkpoint",
+        )  # fmt: skip
+    if header.dtype not in rule.dtypes:
+        return DtypeMismatchError(where, header.dtype, " or ".join(rule.dtypes), "correct the configuration, or fetch the right checkpoint")
+    if not rule.allows_shape(header.shape):
+        needed = " or ".join(str(["any" if n == -1 else n for n in shape]) for shape in rule.shapes)
+        return ShapeMismatchError(where, f"shape {list(header.shape)}", f"{needed}, by the configuration (bits, group_size, sizes)", "correct the configuration, or fetch the right checkpoint")
+    return None
+
+
+def _choose(config: QuantConfig, view: ModuleView) -> Choice:
+    """Each kind asks for its own scheme; no module gets another kind's."""
+    if view.kind is ModuleKind.EXPERT:
+        return config.get_moe_scheme(view)
+    if view.kind is ModuleKind.EMBEDDING:
+        return config.get_embedding_scheme(view)
+    if view.kind is ModuleKind.LM_HEAD:
+        return config.get_lm_head_scheme(view)
+    return config.get_linear_scheme(view)
+
+
+def _infer_kind(name: str, tensors: Mapping[str, TensorHeader]) -> ModuleKind:
+    """The kind of a module of an unknown architecture, from its name and the shapes of its tensors."""
+    segments = name.split(".")
+    if segments[-1] in EMBEDDING_NAMES:
+        return ModuleKind.EMBEDDING
+    if segments[-1] in HEAD_NAMES:
+        return ModuleKind.LM_HEAD
+    only_plain = set(tensors) <= {"weight", "bias"}
+    weight = tensors.get("weight")
+    if only_plain and (weight is None or len(weight.shape) != 2):
+        return ModuleKind.VECTOR
+    plain_parameter = not only_plain and all("weight" not in t and "scale" not in t and "zero" not in t for t in tensors)
+    if plain_parameter and all(len(h.shape) < 2 for h in tensors.values()):
+        return ModuleKind.VECTOR
+    return ModuleKind.EXPERT if "experts" in segments else ModuleKind.LINEAR
+
+
+def _fuse(group: Sequence[str], modules: Mapping[str, ModulePlan]) -> Fusion:
+    """Whether modules of one input become one matrix; decided after each has its scheme."""
+    rows = [modules[name] for name in group]
+    schemes = [row.scheme for row in rows]
+    if any(s is None or row.kind not in MATRIX_KINDS for s, row in zip(schemes, rows, strict=True)):
+        return Fusion(tuple(group), False, "not all of them are matrices")
+    if len({s.fusion_key() for s in schemes if s}) != 1:
+        return Fusion(tuple(group), False, "schemes differ: " + "; ".join(f"{r.name.rpartition('.')[2]} {r.label}" for r in rows))
+    first = schemes[0]
+    assert first is not None  # checked above
+    if first.weight_spec.group_index:
+        return Fusion(tuple(group), False, "each part has its own order of columns (act-order)")
+    if not first.activation.is_none and not first.activation.dynamic:
+        return Fusion(tuple(group), False, "each part has its own static input scale")
+    if len({r.has_bias for r in rows}) != 1:
+        return Fusion(tuple(group), False, "only some of them have a bias")
+    return Fusion(tuple(group), True, "equal schemes on one input")
+
+
+def _unmatched_rules(config: QuantConfig, modules: Mapping[str, ModulePlan]) -> list[str]:
+    notes = []
+    for rule in config.rules():
+        if rule not in config.matched_rules:
+            near = nearest_names(rule, list(modules)) if len(modules) < 5000 else []
+            notes.append(f"rule {rule!r} of the configuration matches no module{_near(near)}")
+    return notes
+
+
+def _near(names: Sequence[str]) -> str:
+    return f" (nearest: {', '.join(names)})" if names else ""
+
+
+def _files(tensors: Mapping[str, TensorHeader]) -> tuple[str, ...]:
+    return tuple(sorted({h.file for h in tensors.values()}))
+
+
+def _bytes(tensors: Mapping[str, TensorHeader]) -> int:
+    return sum(h.nbytes for h in tensors.values())
