@@ -1,0 +1,286 @@
+"""The configuration of AWQ checkpoints: keys, detection, layout and rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bitgrain.errors import BitgrainError, ConflictingConfigError, LabelMismatchError, ShapeMismatchError, UnexpectedTensorError
+from bitgrain.formats.awq.schemes import BITS, PER_WORD, GemmScheme, GemvFastScheme, GemvScheme
+from bitgrain.formats.base import Detection, Evidence, ModuleKind, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.marlin_tiles import marlin_scheme
+from bitgrain.formats.matching import SegmentRules
+from bitgrain.formats.settings import Settings
+from bitgrain.formats.word_packed import (
+    METADATA_KEYS,
+    DynamicRule,
+    find_dynamic_rule,
+    matrix_sizes,
+    read_dynamic_rules,
+    read_neutral_keys,
+    scale_dtype_of,
+)
+
+if TYPE_CHECKING:
+    from typing import Self
+
+LOCAL_NAMES = frozenset({"qweight", "qzeros", "scales"})
+# What `version` says, and the layout that it means.  exllama and ipex are kernels that read the gemm layout.
+LAYOUTS = {
+    "gemm": "gemm",
+    "exllama": "gemm",
+    "exllamav2": "gemm",
+    "ipex": "gemm",
+    "gemv": "gemv",
+    "gemv_fast": "gemv_fast",
+    "llm-awq": "gemv_fast",
+    "marlin": "marlin",
+}
+_VERSION_KEYS = ("version", "format", "checkpoint_format")
+_METHODS = ("awq", "awq-marlin", "auto-awq", "autoawq", "llm-awq")
+
+
+@dataclass(slots=True)
+class AwqConfig(QuantConfig):
+    """4-bit codes with a scale and a zero point per group of K.
+
+    Args:
+        group_size: -1 for one group per row.
+        version:    as configured, in lower case.
+        symmetric:  the configuration promises zero points of 8.
+        ignore:     modules_to_not_convert; matched by whole segments (the producer matches substrings, which would also
+                    hit gate_proj for "gate"; where the two differ, the tensors decide).
+        lm_head:    whether the head is quantized, None if the configuration does not say.
+    """
+
+    name: ClassVar[str] = "awq"
+    aliases: ClassVar[tuple[str, ...]] = ("awq_marlin", "auto_awq", "autoawq", "llm-awq", "awq_gemm", "awq_gemv", "awq_gemv_fast")
+    informational: ClassVar[frozenset[str]] = METADATA_KEYS | {"version", "backend"}
+
+    group_size: int
+    version: str
+    symmetric: bool
+    ignore: SegmentRules
+    dynamic: tuple[DynamicRule, ...] = ()
+    lm_head: bool | None = None
+
+    @classmethod
+    def detect(cls, evidence: Evidence) -> Detection | None:
+        method = evidence.method
+        if method is not None:
+            return Detection(100, (f"quant_method = {method!r}",)) if method in _METHODS else None
+        for file, section in evidence.sidecars.items():
+            if "w_bit" in section and "q_group_size" in section:
+                return Detection(80, (f"{file} has w_bit and q_group_size",))
+        section = evidence.quantization or {}
+        if {"w_bit", "q_group_size"} <= section.keys() or ("zero_point" in section and str(section.get("version")).lower() in LAYOUTS):
+            return Detection(80, ("quantization_config has the keys of this format, though no quant_method",))
+        return _detect_tensors(evidence)
+
+    @classmethod
+    def parse(cls, evidence: Evidence) -> Self:
+        settings = Settings(evidence.settings())
+        problems = settings.problems
+        version = _read_version(settings, evidence)
+        settings.integer("bits", "w_bit", allowed=(BITS,), default=BITS)
+        group_size = settings.group_size("group_size", "q_group_size", default=128)
+        symmetric = _read_symmetry(settings, version)
+        settings.need("pack_dtype", lambda v: v in ("int32", "torch.int32", "int16"), "'int32'", "quantize the model again")
+        settings.need("desc_act", lambda v: v is False, "false: no tensor of this format stores an order", "correct the configuration")
+        settings.need("static_groups", lambda v: isinstance(v, bool), "true or false", "correct the configuration")
+        tiled = LAYOUTS.get(version) == "marlin"
+        settings.need("is_marlin_format", lambda v: v == tiled, "agreement with version", "correct the configuration")
+        packing = "a packing of this format's own tensors"
+        settings.need("packing_format", lambda v: isinstance(v, str) and "awq" in v.lower(), packing, "correct the configuration")
+        ignore = SegmentRules(settings.names("modules_to_not_convert", "ignore"))
+        dynamic = read_dynamic_rules(settings, frozenset({"bits", "group_size", "sym"}), frozenset({BITS}))
+        lm_head = settings.flag("lm_head")
+        read_neutral_keys(settings, _METHODS)
+        problems += _activation_scales(evidence)
+        settings.finish()
+        return cls(group_size, version, symmetric, ignore, dynamic, lm_head, trust_tensors=evidence.trust_tensors)
+
+    def is_quantized(self, module: ModuleView) -> bool:
+        return not LOCAL_NAMES.isdisjoint(module.tensors)
+
+    def rule_for(self, module: ModuleView) -> tuple[bool, str]:
+        rule = self.ignore.find(module.name)
+        if rule is not None:
+            self.matched_rules.add(rule)
+            return False, f"modules_to_not_convert has {rule!r}"
+        override = find_dynamic_rule(self.dynamic, module.name)
+        if override is not None:
+            self.matched_rules.add(override.key)
+            return not override.exclude, f"dynamic has {override.key!r}"
+        if module.kind is ModuleKind.EMBEDDING:
+            return False, "this format leaves embeddings alone"
+        if module.kind is ModuleKind.LM_HEAD and self.lm_head is False:
+            return False, "lm_head is false"
+        return True, f"{self.name} {self.version}"
+
+    def rules(self) -> Sequence[str]:
+        return (*self.ignore.patterns, *(rule.key for rule in self.dynamic))
+
+    def quantized_scheme(self, module: ModuleView) -> Scheme:
+        """The scheme of the configured layout.
+
+        Raises:
+            LabelMismatchError: the tensors have another layout than `version` says.
+            ShapeMismatchError: the layout cannot hold the module's sizes.
+        """
+        override = find_dynamic_rule(self.dynamic, module.name)
+        chosen = override.overrides if override is not None else {}
+        group_size = chosen.get("group_size", self.group_size)
+        symmetric = chosen.get("sym", self.symmetric)
+        layout = LAYOUTS[self.version]
+        others = [other for other in _BUILDERS if other != layout and _fits(other, module, group_size, symmetric)]
+        if others and not _fits(layout, module, group_size, symmetric):
+            action = "correct version in the configuration, or fetch the checkpoint's own configuration"
+            if self.version == "llm-awq":
+                action = "write the checkpoint again with a current llm-awq: the nibble order of its older layouts is not known"
+            stored = ", ".join(f"{name} {module.tensors[name].describe()}" for name in sorted(LOCAL_NAMES & module.tensors.keys()))
+            raise LabelMismatchError(
+                module.full_name("qweight"),
+                f"{stored}: the layout of version {others[0]!r}, but the configuration says {self.version!r}",
+                f"the layout of {self.version!r}",
+                action,
+            )
+        return _BUILDERS[layout](module, group_size, symmetric)
+
+
+def _detect_tensors(evidence: Evidence) -> Detection | None:
+    for name, header in evidence.tensors.items():
+        module, _, local = name.rpartition(".")
+        scales = evidence.tensors.get(f"{module}.scales")
+        if local != "qweight" or scales is None or len(header.shape) != 2 or len(scales.shape) != 2:
+            continue
+        n_packed = header.dtype == "I32" and header.shape[1] * PER_WORD == scales.shape[1]
+        if n_packed or header.dtype == "I16":
+            return Detection(50, (f"{name} is {header.describe()} beside scales {scales.describe()}",))
+        return None
+    return None
+
+
+def _read_version(settings: Settings, evidence: Evidence) -> str:
+    """The layout's name.  Files may spell it in other cases, so the comparison between them is made here."""
+    stated: dict[str, str] = {}
+    for source, section in {**evidence.sidecars, settings.where: evidence.quantization or {}}.items():
+        for key in _VERSION_KEYS:
+            if isinstance(section.get(key), str):
+                stated[f"{source}: {key}"] = section[key].lower()
+    if len({LAYOUTS.get(v, v) for v in stated.values()}) > 1:
+        settings.problems.append(
+            ConflictingConfigError(
+                "version", ", ".join(f"{where} = {value!r}" for where, value in stated.items()), "one layout", "correct the wrong file"
+            )
+        )
+    unstated = "llm-awq" if evidence.method == "llm-awq" else "gemm"
+    version = settings.text(*_VERSION_KEYS, default=unstated).replace("-", "_").replace("llm_awq", "llm-awq")
+    backend = settings.text("backend", default="")
+    if "llm-awq" in backend.replace("_", "-"):
+        version = "llm-awq"
+    if version not in LAYOUTS:
+        settings.problem("version", repr(version), f"one of {', '.join(LAYOUTS)}", "quantize the model again in a known layout")
+    return version
+
+
+def _read_symmetry(settings: Settings, version: str) -> bool:
+    """Whether the configuration promises zero points of 8: `sym`, or the opposite of `zero_point`."""
+    zero_point, sym = settings.flag("zero_point"), settings.flag("sym")
+    if zero_point is not None and sym is not None and zero_point == sym:
+        settings.problem("zero_point", f"{zero_point} with sym = {sym}", "opposite values", "correct the wrong one")
+    symmetric = sym if sym is not None else zero_point is False
+    tiled = LAYOUTS.get(version) == "marlin"
+    if tiled and (zero_point is True or sym is False):
+        settings.problem("zero_point", "zero points with version 'marlin'", "zero_point: false, since that layout stores none")
+    return symmetric
+
+
+def _activation_scales(evidence: Evidence) -> list[BitgrainError]:
+    """One refusal for all tensors by which an activation function's output must be divided."""
+    found = [
+        name
+        for name, header in evidence.tensors.items()
+        if name.endswith(".scales") and len(header.shape) == 1 and name.removesuffix("scales") + "qweight" not in evidence.tensors
+    ]
+    if not found:
+        return []
+    shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    return [
+        UnexpectedTensorError(
+            shown,
+            "scales of an activation function: its output must be divided by them",
+            "a checkpoint whose activation scales are folded into its weights",
+            "this version cannot run them; quantize the model without scaled activations",
+        )
+    ]
+
+
+def _sizes(module: ModuleView, derived: tuple[int, int], group_size: int) -> tuple[tuple[int, int], int]:
+    """((N, K), group size of 1 to K): the architecture's shape, or what the tensors say."""
+    shape = module.shape or derived
+    size = shape[1] if group_size == -1 else min(group_size, shape[1])
+    return shape, max(1, size)
+
+
+def _gemm(module: ModuleView, group_size: int, symmetric: bool) -> Scheme:
+    weight, scales = matrix_sizes(module, "qweight"), matrix_sizes(module, "scales")
+    n = scales[1] if scales else PER_WORD * weight[1] if weight else 0
+    shape, size = _sizes(module, (n, weight[0] if weight else 0), group_size)
+    # the producer writes whole groups only; a short one is believed where the architecture confirms K
+    whole = module.shape is not None or shape[1] % size == 0
+    _need_multiple(module, "gemm", shape[0] % PER_WORD == 0 and whole, "N % 8 == 0 and K % group_size == 0", shape, group_size)
+    return GemmScheme(shape, size, scale_dtype_of(module, "scales"), symmetric)
+
+
+def _gemv(module: ModuleView, group_size: int, symmetric: bool) -> Scheme:
+    weight, scales = matrix_sizes(module, "qweight"), matrix_sizes(module, "scales")
+    n = scales[0] if scales else weight[0] if weight else 0
+    shape, size = _sizes(module, (n, PER_WORD * weight[1] if weight else 0), group_size)
+    _need_multiple(module, "gemv", shape[1] % PER_WORD == 0, "K % 8 == 0", shape, group_size)
+    _need_vector_groups(module, "gemv", shape, size, group_size)
+    return GemvScheme(shape, size, scale_dtype_of(module, "scales"), symmetric)
+
+
+def _gemv_fast(module: ModuleView, group_size: int, symmetric: bool) -> Scheme:
+    weight, scales = matrix_sizes(module, "qweight"), matrix_sizes(module, "scales")
+    n = scales[1] if scales else 4 * weight[0] if weight else 0
+    shape, size = _sizes(module, (n, weight[1] if weight else 0), group_size)
+    _need_multiple(module, "gemv_fast", shape[0] % 4 == 0 and shape[1] % 64 == 0, "N % 4 == 0 and K % 64 == 0", shape, group_size)
+    _need_vector_groups(module, "gemv_fast", shape, size, group_size)
+    return GemvFastScheme(shape, size, scale_dtype_of(module, "scales"))
+
+
+def _marlin(module: ModuleView, group_size: int, symmetric: bool) -> Scheme:
+    return marlin_scheme(module, group_size, "version")
+
+
+_BUILDERS: Mapping[str, Callable[[ModuleView, int, bool], Scheme]] = {
+    "gemm": _gemm,
+    "gemv": _gemv,
+    "gemv_fast": _gemv_fast,
+    "marlin": _marlin,
+}
+
+
+def _need_multiple(module: ModuleView, layout: str, holds: bool, needed: str, shape: tuple[int, int], group_size: int) -> None:
+    if not holds:
+        found = f"N = {shape[0]}, K = {shape[1]}, group_size = {group_size}"
+        raise ShapeMismatchError(module.full_name("qweight"), found, f"{needed} in the {layout} layout", "correct the configuration")
+
+
+def _need_vector_groups(module: ModuleView, layout: str, shape: tuple[int, int], size: int, group_size: int) -> None:
+    known = size >= 128 or size in (32, 64)
+    _need_multiple(module, layout, known and shape[1] % size == 0, "group_size 32, 64, 128 or more that divides K", shape, group_size)
+
+
+def _fits(layout: str, module: ModuleView, group_size: int, symmetric: bool) -> bool:
+    """Whether the module's headers are exactly those of a layout."""
+    try:
+        scheme = _BUILDERS[layout](module, group_size, symmetric)
+    except ShapeMismatchError:
+        return False
+    rules = {rule.name: rule for rule in scheme.tensors()}
+    headers: dict[str, Any] = {name: module.tensors[name] for name in LOCAL_NAMES & module.tensors.keys()}
+    return rules.keys() == headers.keys() and all(h.dtype in rules[n].dtypes and rules[n].allows_shape(h.shape) for n, h in headers.items())

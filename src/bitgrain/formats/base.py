@@ -1,0 +1,398 @@
+"""The contracts of the first two nouns: Config (detects, parses, chooses) and Scheme (what one module's tensors mean)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any, ClassVar, TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bitgrain.checkpoint.headers import FLOAT_CODES, TORCH_DTYPES, TensorHeader
+from bitgrain.errors import BadValueError, RuleMismatchError
+from bitgrain.weights import NO_ACTIVATION, ActivationSpec, DenseWeight, Weight, WeightSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class ModuleKind(str, Enum):
+    """What a checkpoint module is; each kind has its own way to a scheme."""
+
+    LINEAR = "linear"
+    EXPERT = "expert"  # one projection of one expert
+    EMBEDDING = "embedding"
+    LM_HEAD = "lm_head"
+    VECTOR = "vector"  # norms and other one-dimensional parameters
+    ATTENTION = "attention"  # holds scales of the KV cache, no weight
+
+
+MATRIX_KINDS = (ModuleKind.LINEAR, ModuleKind.EXPERT, ModuleKind.EMBEDDING, ModuleKind.LM_HEAD)
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleView:
+    """One checkpoint module as its headers show it.
+
+    Args:
+        name:    checkpoint module name, e.g. "model.layers.0.mlp.down_proj".
+        tensors: local name (what follows the module name) to header.
+        shape:   (N, K) that the architecture gives the module; None when no architecture is known.
+    """
+
+    name: str
+    kind: ModuleKind
+    tensors: Mapping[str, TensorHeader]
+    shape: tuple[int, int] | None = None
+
+    def full_name(self, local: str) -> str:
+        return f"{self.name}.{local}" if self.name else local
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRule:
+    """One tensor that a scheme declares.
+
+    Args:
+        name:     local name.
+        dtypes:   allowed element types, as safetensors spells them.
+        shapes:   allowed shapes, the usual one first; a size of -1 stands for any.
+        required: False: may be absent.
+    """
+
+    name: str
+    dtypes: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    required: bool = True
+
+    def allows_shape(self, shape: tuple[int, ...]) -> bool:
+        return any(len(s) == len(shape) and all(a in (-1, b) for a, b in zip(s, shape, strict=True)) for s in self.shapes)
+
+
+def scalar_shapes() -> tuple[tuple[int, ...], ...]:
+    """The ways in which producers store one number."""
+    return ((1,), (), (1, 1))
+
+
+class Scheme(ABC):
+    """What the tensors of one module mean.  Frozen dataclasses; made from headers, before any data is read.
+
+    Args:
+        shape:      (N, K).
+        activation: the input quantization that belongs to the module (static values still unknown).
+    """
+
+    shape: tuple[int, int]
+    activation: ActivationSpec
+
+    @property
+    @abstractmethod
+    def weight_spec(self) -> WeightSpec:
+        """The spec that to_weight()'s result will have (scale dtypes included)."""
+
+    @abstractmethod
+    def tensors(self) -> tuple[TensorRule, ...]:
+        """Every tensor of the module, the bias left out."""
+
+    @abstractmethod
+    def to_weight(self, tensors: Mapping[str, Tensor]) -> Weight:
+        """Decode the module's tensors (local name to data, as stored) into its canonical weight.
+
+        Raises:
+            BadValueError, LabelMismatchError, ShapeMismatchError: the data cannot mean what the headers promise; `where`
+            is the tensor's local name, to which the loader adds the module and the file.
+        """
+
+    def to_activation(self, tensors: Mapping[str, Tensor]) -> ActivationSpec:
+        """The activation specification with static values filled in."""
+        return self.activation
+
+    @property
+    def label(self) -> str:
+        """Notation such as "W4A16 int4 g128 asym"."""
+        spec = self.weight_spec
+        act = self.activation
+        head = f"W{spec.bits}A{act.bits}"
+        tail = "" if act.is_none else f", activation {act.describe()}"
+        return f"{head} {spec.describe()}{tail}"
+
+    def bias_rule(self) -> TensorRule:
+        """The bias that any linear module may have: [N]."""
+        return TensorRule("bias", FLOAT_CODES, ((self.shape[0],),), required=False)
+
+    def fusion_key(self) -> object:
+        """Modules with equal keys may become one matrix; by default the specs, the width and the activation."""
+        return (self.weight_spec, self.shape[1], self.activation)
+
+
+@dataclass(frozen=True, slots=True)
+class DenseScheme(Scheme):
+    """An unquantized matrix: `weight` [N, K] in a 16- or 32-bit float."""
+
+    shape: tuple[int, int]
+    dtype: str
+    activation: ActivationSpec = NO_ACTIVATION
+
+    @property
+    def weight_spec(self) -> WeightSpec:
+        dtype = TORCH_DTYPES[self.dtype]
+        return WeightSpec("dense", str(dtype).removeprefix("torch."), 8 * dtype.itemsize)
+
+    def tensors(self) -> tuple[TensorRule, ...]:
+        return (TensorRule("weight", (self.dtype,), (self.shape,)),)
+
+    def to_weight(self, tensors: Mapping[str, Tensor]) -> Weight:
+        return DenseWeight(require_finite("weight", tensors["weight"]))
+
+    @property
+    def label(self) -> str:
+        return f"dense {self.weight_spec.element}"
+
+
+@dataclass(frozen=True, slots=True)
+class KVCacheScheme:
+    """What a checkpoint says about quantizing one attention module's cache.
+
+    Args:
+        element:     "none" or an element type ("fp8_e4m3fn", "int8").
+        granularity: "tensor", "head", ...
+        symmetric:   no zero points.
+        scales:      local tensor name to (full tensor name, which): which is "k", "v", "q", "kv", "k_zero" or "v_zero".
+    """
+
+    element: str = "none"
+    granularity: str = "tensor"
+    symmetric: bool = True
+    scales: tuple[tuple[str, str], ...] = ()  # (full tensor name, which)
+
+    def describe(self) -> str:
+        if self.element == "none":
+            return "16-bit"
+        return f"{self.element} {self.granularity}" + ("" if self.scales else ", no stored scales")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A scheme and the rule or evidence that chose it."""
+
+    scheme: Scheme
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that detection may look at; no tensor data.
+
+    Args:
+        config:     config.json (empty if there is none).
+        quantization: the quantization section of config.json, wherever it stood; None if there is none.
+        sidecars:   file name to contents of the other quantization configuration files.
+        tensors:    every tensor header by full name.
+        suffixes:   local tensor name to one example of a full name.
+        trust_tensors: the user's explicit override: where a rule excludes a module that has quantized tensors, believe
+                    the tensors.
+    """
+
+    config: Mapping[str, Any]
+    quantization: Mapping[str, Any] | None
+    sidecars: Mapping[str, Mapping[str, Any]]
+    tensors: Mapping[str, TensorHeader]
+    suffixes: Mapping[str, str]
+    trust_tensors: bool = False
+
+    @property
+    def method(self) -> str | None:
+        """`quant_method` in lower case with dashes, from config.json or else from a sidecar."""
+        for section in (self.quantization, *self.sidecars.values()):
+            value = (section or {}).get("quant_method")
+            if isinstance(value, str):
+                return value.lower().replace("_", "-")
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """The quantization keys of config.json and all sidecars together (they were checked to agree)."""
+        merged: dict[str, Any] = {}
+        for section in (*self.sidecars.values(), self.quantization or {}):
+            merged.update(section)
+        return merged
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """How strongly a format claims a checkpoint, and why.
+
+    Args:
+        score: 0 (no) to 100; a named quant_method is 100, a sidecar 80, tensor names alone 50, nothing quantized 1.
+    """
+
+    score: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class QuantConfig(ABC):
+    """The first noun: one producer's parsed and validated configuration.
+
+    Class attributes:
+        name:    the format's canonical name.
+        aliases: other names under which users of other engines ask for it.
+        informational: configuration keys that may differ between files without a conflict.
+        quantizes_embeddings: the format can hold a quantized token embedding.
+    """
+
+    name: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    informational: ClassVar[frozenset[str]] = frozenset()
+    quantizes_embeddings: ClassVar[bool] = False
+
+    trust_tensors: bool = field(default=False, kw_only=True)
+    matched_rules: set[str] = field(default_factory=set, kw_only=True)
+
+    @classmethod
+    def examples(cls) -> tuple[tuple[str, WeightSpec, ActivationSpec], ...]:
+        """(label, weight, activation) of schemes that the format can hold; the support matrix shows them."""
+        return ()
+
+    @classmethod
+    @abstractmethod
+    def detect(cls, evidence: Evidence) -> Detection | None:
+        """How strongly the evidence says that this format wrote the checkpoint; None if not at all."""
+
+    @staticmethod
+    def split_name(name: str) -> tuple[str, str]:
+        """(module, local name) of a full tensor name; formats whose local names hold dots override it."""
+        module, _, local = name.rpartition(".")
+        return module, local
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, evidence: Evidence) -> Self:
+        """The validated configuration.
+
+        Raises:
+            ConfigError: keys that are missing, unknown or impossible; all of them at once.
+        """
+
+    def get_linear_scheme(self, module: ModuleView) -> Choice:
+        """Scheme of a linear module."""
+        return self.decide(module)
+
+    def get_moe_scheme(self, module: ModuleView) -> Choice:
+        """Scheme of one projection of one expert."""
+        return self.decide(module)
+
+    def get_lm_head_scheme(self, module: ModuleView) -> Choice:
+        """Scheme of the output head, whether its storage is tied to the embedding or not."""
+        return self.decide(module)
+
+    def get_embedding_scheme(self, module: ModuleView) -> Choice:
+        """Scheme of a token embedding."""
+        return self.decide(module)
+
+    def get_kv_cache_scheme(self, module: ModuleView) -> KVCacheScheme:
+        """What the checkpoint says about the cache of one attention module; `module` holds only scale tensors."""
+        return KVCacheScheme()
+
+    @abstractmethod
+    def is_quantized(self, module: ModuleView) -> bool:
+        """Whether the tensors present are quantized ones of this format."""
+
+    @abstractmethod
+    def rule_for(self, module: ModuleView) -> tuple[bool, str]:
+        """(quantized, why) as the configuration alone says; records the rule in `matched_rules`."""
+
+    @abstractmethod
+    def quantized_scheme(self, module: ModuleView) -> Scheme:
+        """The scheme of a module that has quantized tensors; raises if the settings cannot fit them."""
+
+    def rules(self) -> Sequence[str]:
+        """Every rule of the configuration that should match some module (ignore lists, targets, overrides)."""
+        return ()
+
+    def decide(self, module: ModuleView) -> Choice:
+        """Weigh the rule against the tensors; tensors decide presence, the configuration decides meaning.
+
+        Raises:
+            RuleMismatchError: the configuration excludes a module that has quantized tensors.
+        """
+        wanted, why = self.rule_for(module)
+        present = self.is_quantized(module)
+        if present and not wanted:
+            if not self.trust_tensors:
+                raise RuleMismatchError(
+                    module.name,
+                    f"{why}, but the module has quantized tensors: {', '.join(sorted(module.tensors))}",
+                    "a rule and tensors that agree",
+                    "correct the configuration, or believe the tensors with trust_tensors=True (--trust-tensors)",
+                )
+            return Choice(self.quantized_scheme(module), f"{why}; overridden: the tensors are quantized and were trusted")
+        if present:
+            return Choice(self.quantized_scheme(module), why)
+        scheme = dense_scheme(module)
+        return Choice(scheme, f"{why}, but its tensors are dense" if wanted else why)
+
+
+def dense_scheme(module: ModuleView) -> DenseScheme:
+    """DenseScheme of a module's `weight`.  The plan reports other or missing tensors against it."""
+    header = module.tensors.get("weight")
+    shape = module.shape or (0, 0)
+    dtype = "BF16"
+    if header is not None:
+        if len(header.shape) == 2 and module.shape is None:
+            shape = (header.shape[0], header.shape[1])
+        if header.dtype in FLOAT_CODES:
+            dtype = header.dtype
+    return DenseScheme(shape, dtype)
+
+
+def require_finite(name: str, values: Tensor) -> Tensor:
+    """`values` itself.
+
+    Raises:
+        BadValueError: NaN or infinity, with their number.
+    """
+    # a sum is one pass without a mask as large as the tensor; only a suspect result is looked at closely
+    if not bool(torch.isfinite(values.float().sum() if values.numel() < 1 << 16 else _finite_probe(values))):
+        bad = int((~torch.isfinite(values.float())).sum())
+        if bad:
+            raise BadValueError(name, f"{bad} of {values.numel()} values are NaN or infinite", "finite values", "the file is damaged; fetch or write it again")
+    return values
+
+
+def _finite_probe(values: Tensor) -> Tensor:
+    total = torch.zeros(())
+    for piece in values.reshape(-1).split(1 << 22):
+        total = total + piece.float().mul_(2.0**-64).sum()
+    return total
+
+
+def require_scale(name: str, scale: Tensor, *, signed: bool = False, codes_are_zero: bool = False) -> Tensor:
+    """`scale` itself, once it is finite and not entirely zero (and, unless `signed`, nowhere negative).
+
+    Args:
+        signed:         producers of this format write negative scales.
+        codes_are_zero: the module's codes are all zero, so that zero scales lose nothing.
+    Raises:
+        BadValueError: what is wrong and where the first such value is.
+    """
+    require_finite(name, scale)
+    values = scale.float()
+    if not codes_are_zero and not bool((values != 0).any()):
+        raise BadValueError(name, "every scale is zero", "a scale that is not zero", "the file is damaged; fetch or write it again")
+    if not signed and bool((values < 0).any()):
+        at = [int(i) for i in (values < 0).nonzero()[0]]
+        raise BadValueError(name, f"{int((values < 0).sum())} negative scales, the first at {at}", "scales above zero", "the file is damaged; fetch or write it again")
+    return scale
+
+
+def static_value(name: str, tensor: Tensor) -> float:
+    """The one number that a stored static scale or zero point holds."""
+    return float(require_finite(name, tensor.reshape(-1)[:1].float())[0])
+
+
+def fill_static(activation: ActivationSpec, scale: float, zero: int = 0) -> ActivationSpec:
+    """A static specification with its stored values."""
+    return replace(activation, scale=scale, zero=zero)

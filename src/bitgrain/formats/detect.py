@@ -1,0 +1,106 @@
+"""Which format wrote a checkpoint: evidence gathered, weighed and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bitgrain.checkpoint.files import CheckpointFiles
+from bitgrain.errors import BitgrainError, ConfigError, ConflictingConfigError, UnknownFormatError, raise_all
+from bitgrain.formats.base import Detection, Evidence, QuantConfig
+from bitgrain.formats.matching import nearest_names
+from bitgrain.formats.registry import canonical_name, formats
+
+# Where the quantization section of config.json may stand.
+TEXT_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
+
+
+def gather_evidence(files: CheckpointFiles, trust_tensors: bool = False) -> Evidence:
+    """All that detection may look at.
+
+    Raises:
+        ConfigError: the quantization section is not an object.
+    """
+    section = _quantization_section(files.config)
+    suffixes: dict[str, str] = {}
+    for name in files.tensors:
+        suffixes.setdefault(name.rpartition(".")[2], name)
+    return Evidence(files.config, section, files.sidecars, files.tensors, suffixes, trust_tensors)
+
+
+def _quantization_section(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    places = [config, *(config[s] for s in TEXT_SECTIONS if isinstance(config.get(s), dict))]
+    for place in places:
+        for key in ("quantization_config", "compression_config"):
+            section = place.get(key)
+            if section is None:
+                continue
+            if not isinstance(section, dict):
+                raise ConfigError(f"config.json: {key}", f"a {type(section).__name__}", "an object", "correct config.json")
+            return section
+    return None
+
+
+def detect(evidence: Evidence, asked: str | None = None) -> tuple[type[QuantConfig], Detection]:
+    """The format with the strongest claim, and its evidence.
+
+    Args:
+        asked: the user's --quantization, a hint that must agree with the evidence.
+    Raises:
+        UnknownFormatError: nobody claims the checkpoint, or its quant_method is not known.
+        ConflictingConfigError: two formats claim it equally, the files disagree, or the hint contradicts the evidence.
+    """
+    claims = []
+    for name, config in formats().items():
+        claim = config.detect(evidence)
+        if claim is not None and claim.score > 0:
+            claims.append((claim.score, name, config, claim))
+    claims.sort(key=lambda c: (-c[0], c[1]))
+    if not claims:
+        raise _unknown(evidence)
+    if len(claims) > 1 and claims[0][0] == claims[1][0]:
+        shown = "; ".join(f"{name}: {', '.join(claim.reasons)}" for score, name, _, claim in claims if score == claims[0][0])
+        raise ConflictingConfigError("format", shown, "one format with the strongest evidence", "remove the wrong configuration")
+    _, name, config, claim = claims[0]
+    _check_files_agree(evidence, config)
+    if asked is not None and canonical_name(asked) != name:
+        raise ConflictingConfigError(
+            f"quantization = {asked!r}",
+            f"the checkpoint is {name} ({', '.join(claim.reasons)})",
+            f"{name!r} or one of its other names",
+            "leave the option out; quantizing while loading is not part of this version",
+        )
+    return config, claim
+
+
+def _unknown(evidence: Evidence) -> UnknownFormatError:
+    known = formats().names()
+    method = evidence.method
+    if method is not None:
+        near = nearest_names(method, known)
+        hint = f" (nearest: {', '.join(near)})" if near else ""
+        return UnknownFormatError(
+            f"quant_method = {method!r}", "no format of that name is registered", f"one of {', '.join(known)}{hint}",
+            "correct quant_method, or install the package that brings the format",
+        )
+    shown = ", ".join(f"{suffix} (e.g. {example})" for suffix, example in sorted(evidence.suffixes.items())[:12])
+    return UnknownFormatError(
+        "checkpoint", f"no quantization configuration, and tensors that no format claims: {shown or 'none'}",
+        f"a quantization_config of one of {', '.join(known)}", "fetch the checkpoint's configuration files",
+    )
+
+
+def _check_files_agree(evidence: Evidence, config: type[QuantConfig]) -> None:
+    sections = {"config.json: quantization_config": evidence.quantization, **evidence.sidecars}
+    seen: dict[str, tuple[str, Any]] = {}
+    problems: list[BitgrainError] = []
+    for source, section in sections.items():
+        for key, value in (section or {}).items():
+            if key in config.informational or value is None:
+                continue
+            first_source, first = seen.setdefault(key, (source, value))
+            if first != value:
+                problems.append(
+                    ConflictingConfigError(f"{source}: {key}", repr(value), f"{first!r} as in {first_source}", "find out which file is right and correct the other")
+                )
+    raise_all("quantization configuration", problems)

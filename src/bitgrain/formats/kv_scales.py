@@ -1,0 +1,53 @@
+"""Which tensors hold scales of the KV cache, and of which attention module, in every spelling that is known.
+
+    <attention>.{k,v,q}_scale                     <attention>.{k,v}_zero_point
+    <attention>.attn.{k,v,q}_scale                <attention>.kv_scale  (one for both)
+    <attention>.{q,k,v,qkv}_proj.{k,v,q}_scale    <attention>.{q,k,v}_proj.output_scale
+    <attention>.{k,v}_cache.scale                 <attention>.{q,k,v}.scale
+
+Source: formats specification, end of section 5.
+"""
+
+from __future__ import annotations
+
+from bitgrain.formats.base import ModuleView
+
+# Local names that say by themselves which scale they are.
+_BY_NAME = {"k_scale": "k", "v_scale": "v", "q_scale": "q", "kv_scale": "kv", "k_zero_point": "k_zero", "v_zero_point": "v_zero"}
+# Children of an attention module under which producers put its scales.
+_INNER = frozenset({"attn", "k_proj", "v_proj", "q_proj", "qkv_proj"})
+# Children whose own name says which scale it is, with the local names that are one.
+_BY_CHILD = {
+    **{f"{which}_proj": (which, ("output_scale",)) for which in "qkv"},
+    **{f"{which}_cache": (which, ("scale",)) for which in "kv"},
+    **{which: (which, ("scale",)) for which in "qkv"},
+}
+
+
+def kv_scale_of(full_name: str) -> tuple[str, str] | None:
+    """(attention module, which) of a KV-cache scale; None for every other tensor.
+
+    `which` is "k", "v", "q", "kv" (one scale for both), "k_zero" or "v_zero".
+    """
+    module, _, local = full_name.rpartition(".")
+    parent, _, child = module.rpartition(".")
+    if local in _BY_NAME and module:
+        while child in _INNER and parent:
+            module = parent
+            parent, _, child = module.rpartition(".")
+        return module, _BY_NAME[local]
+    which, locals_ = _BY_CHILD.get(child, ("", ()))
+    if local in locals_ and parent:
+        outer, _, last = parent.rpartition(".")
+        return (outer if last == "attn" and outer else parent), which
+    return None
+
+
+def kv_scales_in(module: ModuleView) -> tuple[tuple[str, str], ...]:
+    """(full tensor name, which) of every KV-cache scale of an attention module, sorted.
+
+    The view's keys may be local or full names, because some spellings lie below a child of the module.
+    """
+    prefix = f"{module.name}."
+    names = sorted(key if key.startswith(prefix) else module.full_name(key) for key in module.tensors)
+    return tuple((name, place[1]) for name in names if (place := kv_scale_of(name)) is not None)

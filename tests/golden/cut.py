@@ -1,0 +1,41 @@
+"""Cut one module out of a fixture into a golden case of a few kilobytes.
+
+Usage: cut.py FIXTURE MODULE TARGET [EXTRA_TENSOR ...]
+
+The tensors, the configuration and the golden row and SHA-256 are the fixture's own; nothing is computed here.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+
+def cut(fixture: Path, module: str, target: Path, extra: list[str]) -> None:
+    """Write config.json, the sidecars, model.safetensors, golden.safetensors and case.json of one module."""
+    case = json.loads((fixture / "case.json").read_text())
+    name = f"{module}.weight"
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for file in (f for f in case["files"] if f.endswith(".safetensors")):
+        with safe_open(str(fixture / file), "pt") as source:
+            tensors |= {n: source.get_tensor(n) for n in source.keys() if n.rpartition(".")[0] == module or n in extra}
+    save_file(tensors, str(target / "model.safetensors"))
+    with safe_open(str(fixture / "golden.safetensors"), "pt") as golden:
+        save_file({f"weight/{name}": golden.get_tensor(f"weight/{name}")}, str(target / "golden.safetensors"))
+    config = json.loads((fixture / "config.json").read_text())
+    kept = {k: v for k, v in config.items() if k in ("quantization_config", "compression_config")}
+    (target / "config.json").write_text(json.dumps(kept, indent=1) + "\n")
+    sidecars = [f for f in case["files"] if f.startswith("quant") and f.endswith(".json")]
+    for file in sidecars:
+        (target / file).write_text((fixture / file).read_text())
+    facts = {k: case[k] for k in ("producer", "producer_version", "family")}
+    checks = [c for c in case["checks"] if c.get("name") == name]
+    files = ["config.json", *sidecars, "model.safetensors"]
+    (target / "case.json").write_text(json.dumps({"name": target.name, **facts, "cut_from": fixture.name, "files": files, "checks": checks}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    cut(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:])
