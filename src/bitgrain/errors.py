@@ -47,6 +47,13 @@ class BitgrainError(Exception):
         self.where, self.found, self.needed, self.action = where, found, needed, action
         super().__init__(f"{where}: {found}\n  needed: {needed}\n  to do:  {action}")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.where, self.found, self.needed, self.action))
+
+    def moved_to(self, where: str) -> BitgrainError:
+        """The same problem at a place that the raiser did not know."""
+        return type(self)(where, self.found, self.needed, self.action)
+
     def as_dict(self) -> dict[str, object]:
         """The four parts and the error's class, ready for JSON."""
         return {
@@ -158,6 +165,12 @@ class ManyProblemsError(BitgrainError):
             "none of these",
             "mend each of them; the list is complete as far as one pass can see",
         )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (ManyProblemsError, (self.where, self.problems))
+
+    def moved_to(self, where: str) -> BitgrainError:
+        return ManyProblemsError(where, self.problems)
 
     def as_dict(self) -> dict[str, object]:
         return {"type": type(self).__name__, "where": self.where, "problems": [p.as_dict() for p in self.problems]}

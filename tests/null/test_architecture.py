@@ -28,10 +28,11 @@ ALLOWED = {
     "layers": {"numerics", "weights", "checkpoint", "formats", "plan", "resolve", "kernels", "kvcache", "platforms"},
     "models": {"layers", "numerics", "weights", "checkpoint", "formats", "plan", "resolve", "kernels", "kvcache", "platforms"},
     "api": {"models", "layers", "plan", "resolve", "formats", "checkpoint"},
-    "engine": {"api", "models", "kvcache", "plan", "bundled"},
+    "engine": {"api", "models", "kvcache", "plan", "bundled", "checkpoint"},
     "bundled": set(),
     "server": {"engine", "api", "plan", "bundled"},
     "inspect": {"api", "plan", "models", "layers", "formats", "kernels", "platforms", "checkpoint", "weights"},
+    "__main__": {"cli"},
     "cli": {"server", "engine", "api", "inspect", "plan", "bundled", "platforms", "formats", "kernels"},
 }
 EVERYWHERE = {"errors", "registry", "settings"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import copy
 
 import torch
 from torch import Tensor
@@ -100,9 +99,7 @@ def _located(problem: BitgrainError, row: ModulePlan, files: CheckpointFiles) ->
     full: Mapping[str, str] = dict(zip(row.locals, row.tensors, strict=True))
     name = full.get(problem.where, f"{row.name}: {problem.where}")
     file = files.tensors[name].file if name in files.tensors else ", ".join(row.files)
-    located = copy(problem)
-    BitgrainError.__init__(located, f"{file}: {name}", problem.found, problem.needed, problem.action)
-    return located
+    return problem.moved_to(f"{file}: {name}")
 
 
 def matrix_of(reader: ModuleReader, name: str) -> Tensor:

@@ -1,0 +1,41 @@
+"""Show which kernel each module would get and why not the others, from headers alone, also for platforms that are not present."""
+
+from __future__ import annotations
+
+import argparse
+
+from bitgrain.api import open_checkpoint
+from bitgrain.cli.options import add_model_argument, kernel_pairs, model_path
+from bitgrain.cli.tables import print_json, print_table
+from bitgrain.inspect.choices import check_platform, choose_for_plan, explain_rows
+from bitgrain.kernels.selection import FIDELITIES, REQUIREMENTS, Policy
+from bitgrain.platforms.probe import default_platform
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_argument(parser)
+    parser.add_argument("--platform", metavar="KEY", help="plan for this platform instead of the one that is here")
+    parser.add_argument("--dtype", default="auto", metavar="TYPE", help="dtype of activations: auto, bfloat16, float16, float32")
+    parser.add_argument("--fidelity", choices=FIDELITIES, default="exact", help="fast admits kernels that change numerics (default exact)")
+    parser.add_argument("--kernel", action="append", default=[], metavar="OP=NAME", help="force a kernel; may be repeated")
+    parser.add_argument("--forbid", action="append", default=[], metavar="NAME", help="never use this kernel or backend; may be repeated")
+    parser.add_argument("--require", choices=REQUIREMENTS, help="refuse the reference floor and emulated arithmetic")
+    parser.add_argument("--trust-tensors", action="store_true", help="believe quantized tensors that a rule of the configuration excludes")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    checkpoint = open_checkpoint(model_path(args), trust_tensors=args.trust_tensors)
+    platform = check_platform(args.platform) if args.platform else default_platform().key
+    # the self-test needs the machine itself; planning for another one, or from headers, does without
+    policy = Policy(args.fidelity, kernel_pairs(args.kernel), frozenset(args.forbid), args.require, self_test=False)
+    rows = explain_rows(choose_for_plan(checkpoint.plan, platform, policy, checkpoint.dtype(args.dtype)))
+    if args.json:
+        print_json({"platform": platform, "plan": checkpoint.plan.hash, "modules": rows})
+        return 0
+    print(f"{checkpoint.files.label} on {platform}")
+    table = [(r["modules"], r["count"], r["problem"], r["kernel"], r["fidelity"]) for r in rows]
+    print_table("chosen", ("modules", "count", "problem", "kernel", "fidelity"), table)
+    refused = [(r["modules"], c["kernel"], c["reason"]) for r in rows for c in r["candidates"] if c["reason"]]
+    print_table("not chosen", ("modules", "kernel", "reason"), refused)
+    return 0
