@@ -1,0 +1,54 @@
+// Activation quantization to int8, one row at a time; plain loops that the including file's flags vectorize.
+// Formulas, order and rounding are those of weights/activation.py, so codes agree bit for bit.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "scalar.hpp"
+
+namespace bitgrain {
+namespace {
+
+inline void quantize_row(const QuantizeArgs& args, int64_t row) {
+  const float* x = args.x + row * args.k;
+  float low = 0.0f, high = 0.0f, scale = args.static_scale, zero = float(args.static_zero);
+  if (args.dynamic) {
+    for (int64_t i = 0; i < args.k; ++i) {
+      low = x[i] < low ? x[i] : low;
+      high = x[i] > high ? x[i] : high;
+    }
+    scale = args.symmetric ? std::max(-low, high) / 127.5f : (high - low) / 255.0f;
+    if (scale == 0.0f) scale = std::numeric_limits<float>::epsilon();
+    zero = 0.0f;
+    if (!args.symmetric) zero = __builtin_rintf(std::min(std::max(-128.0f - low / scale, -128.0f), 127.0f));
+  }
+  args.scale[row] = scale;
+  args.zero[row] = int32_t(zero) + 128;
+  uint8_t* out = args.a + row * args.quads * 4;
+  for (int64_t i = 0; i < args.k; ++i) {
+    const float moved = x[i] / scale + zero;
+    const float limited = std::min(std::max(moved, -128.0f), 127.0f);
+    out[i] = uint8_t(int32_t(__builtin_rintf(limited)) + 128);
+  }
+  // beyond K the weights are zero, so any code will do; a fixed one keeps memory checkers quiet
+  for (int64_t i = args.k; i < args.quads * 4; ++i) out[i] = 128;
+}
+
+inline void quantize_rows(const QuantizeArgs& args) {
+#pragma omp parallel for schedule(static) num_threads(args.threads) if (args.rows > 3)
+  for (int64_t row = 0; row < args.rows; ++row) quantize_row(args, row);
+}
+
+inline void store_integer(const IntegerArgs& args, int64_t row, int64_t first, const int32_t* dots) {
+  const int64_t count = std::min<int64_t>(PANEL, args.n - first);
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t dot = dots[i] - args.a_zero[row] * args.column_sums[first + i];
+    const float value = float(dot) * (args.a_scale[row] * args.w_scale[first + i]);
+    const float bias = args.bias ? load_scalar(args.bias, first + i, args.y_dtype) : 0.0f;
+    store_scalar(args.y, row * args.n + first + i, args.y_dtype, value + bias);
+  }
+}
+
+}  // namespace
+}  // namespace bitgrain

@@ -1,0 +1,62 @@
+"""Eight-bit floating-point weights with activations in 16 or 32 bits, exact."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitgrain.errors import BadValueError
+from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
+from bitgrain.kernels.cpu import panels
+from bitgrain.kernels.cpu.native_kernel import NativeKernel
+from bitgrain.weights import ActivationSpec, FloatWeight, Weight
+
+KINDS = {torch.float8_e4m3fn: panels.E4M3, torch.float8_e5m2: panels.E5M2}
+# E4M3 is read as a half of another bias, which is 2^8 too small
+E4M3_FACTOR = 256.0
+
+
+class Float8Linear(NativeKernel):
+    """y = sum over blocks of scale * dot(float8, x), in float32.
+
+    A scheme's activation quantization is applied to x first and computed in float32.
+    """
+
+    name = "cpu.float8"
+    rank = 50
+
+    def fidelity(self, problem: LinearProblem) -> Fidelity:
+        return Fidelity.EXACT if problem.activation.is_none else Fidelity.EMULATED
+
+    def _refusal(self, problem: LinearProblem) -> Refusal | None:
+        if problem.weight.kind != "float":
+            return Refusal(f"takes 8-bit floating-point weights, not {problem.weight.kind} ones")
+        if problem.weight.element not in ("fp8_e4m3fn", "fp8_e5m2"):
+            return Refusal(f"decodes fp8_e4m3fn and fp8_e5m2, not {problem.weight.element}")
+        return None
+
+    def prepare(self, weight: Weight, activation: ActivationSpec) -> Prepared:
+        assert isinstance(weight, FloatWeight)  # refusal() asked for the kind
+        n, k = weight.shape
+        raw = weight.codes.view(torch.uint8)
+        fine = weight.codes.dtype == torch.float8_e4m3fn
+        if fine and bool(((raw & 0x7F) == 0x7F).any()):
+            raise BadValueError("weight", f"{int(((raw & 0x7F) == 0x7F).sum())} NaN codes", "finite values", "the file is damaged; fetch or write it again")
+        gather, group_ends = panels.layout_columns(k, min(weight.block[1], k), None)
+        codes = panels.pad_rows(panels.place_columns(raw, gather, int(group_ends[-1]) * panels.UNIT, 0))
+        rows = torch.div(torch.arange(n), weight.block[0], rounding_mode="floor")
+        scale = weight.scale[rows] * (E4M3_FACTOR if fine else 1.0)
+        tensors = {"codes": panels.pack_columns(codes), "scale": panels.pack_group_values(panels.pad_rows(scale)), "group_ends": group_ends}
+        if gather is not None:
+            tensors["gather"] = gather
+        return Prepared((n, k), tensors, activation, {"kind": KINDS[weight.codes.dtype]})
+
+    def apply(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        from bitgrain.kernels.cpu.operators import grouped_linear
+
+        t, dtype = prepared.tensors, x.dtype
+        if not prepared.activation.is_none:
+            x = prepared.activation.fake_quantize(x)
+            bias = None if bias is None else bias.float()
+        y: Tensor = grouped_linear(x, t["codes"], t["scale"], None, t["group_ends"], t.get("gather"), bias, prepared.shape[0], prepared.meta["kind"], 0.0)
+        return y.to(dtype)

@@ -1,0 +1,75 @@
+"""W8A8: 8-bit integer weights and activations, multiplied in integers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
+from bitgrain.kernels.cpu import panels
+from bitgrain.kernels.cpu.native_kernel import NativeKernel
+from bitgrain.weights import ActivationSpec, IntAffineWeight, Weight
+
+# 255 * 128 * K must stay below 2^31
+MAX_K = 65_536
+
+
+class IntDotLinear(NativeKernel):
+    """y = (dot(a, w) - a_zero * sum(w)) * a_scale * w_scale, the dot product exact in int32.
+
+    Activations are quantized per token or per tensor, dynamically or with stored values, as ActivationSpec defines.
+    """
+
+    name = "cpu.int8_dot"
+    rank = 60
+
+    def fidelity(self, problem: LinearProblem) -> Fidelity:
+        return Fidelity.NATIVE
+
+    def _refusal(self, problem: LinearProblem) -> Refusal | None:
+        spec, act = problem.weight, problem.activation
+        if spec.kind != "int_affine" or spec.granularity not in ("tensor", "channel") or spec.zero != "constant" or spec.group_index:
+            return Refusal("takes symmetric integer weights with a scale per channel or tensor")
+        if act.element != "int8":
+            return Refusal(f"multiplies int8 activations, and the scheme has {act.describe()} ones")
+        if act.granularity not in ("token", "tensor"):
+            return Refusal(f"quantizes activations per token or tensor, not per {act.granularity}")
+        if act.scale_type != "float" or act.upper_bound is not None:
+            return Refusal("computes plain scales only")
+        if problem.k > MAX_K:
+            return Refusal(f"sums in 32 bits, enough for K up to {MAX_K}")
+        return None
+
+    def prepare(self, weight: Weight, activation: ActivationSpec) -> Prepared:
+        assert isinstance(weight, IntAffineWeight) and isinstance(weight.zero, int)  # refusal() asked for both
+        n, k = weight.shape
+        width = -(-k // panels.UNIT) * panels.UNIT
+        signed = weight.codes().to(torch.int16).sub_(weight.zero)
+        codes = panels.pad_rows(panels.place_columns(signed.to(torch.int8), None, width, 0))
+        packed = panels.pack_quads(codes)
+        scale = weight.scale.float().reshape(-1).expand(n).contiguous()
+        tensors = {
+            "codes": packed.view(packed.shape[0], -1, 64),
+            "scale": panels.pad_rows(scale),
+            "column_sums": codes.sum(1, dtype=torch.int32),
+        }
+        return Prepared((n, k), tensors, activation)
+
+    def apply(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        from bitgrain.kernels.cpu.operators import integer_linear
+
+        act, t = prepared.activation, prepared.tensors
+        if act.dynamic and act.granularity == "tensor":
+            act = _frozen(act, x)
+        y: Tensor = integer_linear(
+            x, t["codes"], t["scale"], t["column_sums"], bias, prepared.shape[0], act.symmetric, act.dynamic, 1.0 if act.scale is None else act.scale, act.zero
+        )
+        return y
+
+
+def _frozen(activation: ActivationSpec, x: Tensor) -> ActivationSpec:
+    """The static specification that a dynamic per-tensor one amounts to for this input."""
+    _, scale, zero = activation.quantize(x)
+    return replace(activation, dynamic=False, scale=float(scale), zero=int(zero))

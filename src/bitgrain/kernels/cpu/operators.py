@@ -1,0 +1,98 @@
+"""torch operators around the native library, with fake implementations so that torch.compile traces through them.
+
+The operators own no state: every tensor that a kernel reads is an argument.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitgrain.kernels.cpu.library import check, native
+
+DTYPE_IDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+_library = torch.library.Library("bitgrain", "FRAGMENT")
+_library.define(
+    "grouped_linear(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor group_ends, Tensor? gather, Tensor? bias, "
+    "int n, int code_kind, float zero_constant) -> Tensor"
+)
+_library.define(
+    "integer_linear(Tensor x, Tensor codes, Tensor scale, Tensor column_sums, Tensor? bias, int n, bool symmetric, bool dynamic, "
+    "float static_scale, int static_zero) -> Tensor"
+)
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _grouped_linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    group_ends: Tensor,
+    gather: Tensor | None,
+    bias: Tensor | None,
+    n: int,
+    code_kind: int,
+    zero_constant: float,
+) -> Tensor:
+    x = x.contiguous()
+    y = x.new_empty(x.shape[0], n)
+    if y.numel() == 0:
+        return y
+    status = native().bg_grouped(
+        x.data_ptr(), DTYPE_IDS[x.dtype], x.shape[0], x.shape[1], _pointer(gather), codes.data_ptr(), code_kind,
+        scale.data_ptr(), DTYPE_IDS[scale.dtype], _pointer(zero), int(zero is not None and zero.is_floating_point()), zero_constant,
+        group_ends.data_ptr(), group_ends.numel(), codes.shape[1], n, _pointer(bias), y.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    check(status, "grouped_linear")
+    return y
+
+
+def _integer_linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    column_sums: Tensor,
+    bias: Tensor | None,
+    n: int,
+    symmetric: bool,
+    dynamic: bool,
+    static_scale: float,
+    static_zero: int,
+) -> Tensor:
+    x = x.contiguous()
+    y = x.new_empty(x.shape[0], n)
+    if y.numel() == 0:
+        return y
+    status = native().bg_integer(
+        x.data_ptr(), DTYPE_IDS[x.dtype], x.shape[0], x.shape[1], int(symmetric), int(dynamic), static_scale, static_zero,
+        codes.data_ptr(), scale.data_ptr(), column_sums.data_ptr(), codes.shape[1], n, _pointer(bias), y.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    check(status, "integer_linear")
+    return y
+
+
+_library.impl("grouped_linear", _grouped_linear, "CPU")
+_library.impl("integer_linear", _integer_linear, "CPU")
+
+
+@torch.library.register_fake("bitgrain::grouped_linear")
+def _grouped_fake(
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, group_ends: Tensor, gather: Tensor | None, bias: Tensor | None, n: int, code_kind: int, zero_constant: float
+) -> Tensor:
+    return x.new_empty(x.shape[0], n)
+
+
+@torch.library.register_fake("bitgrain::integer_linear")
+def _integer_fake(
+    x: Tensor, codes: Tensor, scale: Tensor, column_sums: Tensor, bias: Tensor | None, n: int, symmetric: bool, dynamic: bool, static_scale: float, static_zero: int
+) -> Tensor:
+    return x.new_empty(x.shape[0], n)
+
+
+grouped_linear = torch.ops.bitgrain.grouped_linear.default
+integer_linear = torch.ops.bitgrain.integer_linear.default
