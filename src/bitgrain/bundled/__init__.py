@@ -1,0 +1,32 @@
+"""Small models that come with the package, to try everything without a download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitgrain.errors import RequestError
+
+DEFAULT = "arithmetic-w4a16"
+
+
+def models() -> dict[str, Path]:
+    """Name to folder of every bundled model, in order of name."""
+    here = Path(__file__).parent
+    return {folder.name: folder for folder in sorted(here.iterdir()) if (folder / "config.json").is_file()}
+
+
+def default_model() -> Path:
+    """Folder of the model that commands use when none is named.
+
+    Raises:
+        RequestError: this installation has no bundled models.
+    """
+    found = models()
+    if DEFAULT not in found:
+        raise RequestError(
+            "MODEL",
+            f"none was given, and the bundled model {DEFAULT!r} is not part of this installation",
+            "a model",
+            "name a checkpoint folder",
+        )
+    return found[DEFAULT]
