@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bitgrain.checkpoint.files import CheckpointFiles, open_files
 from bitgrain.errors import ConfigError, RequestError
+from bitgrain.layers.builder import parse_dtype
 from bitgrain.layers.decoding import ModuleReader, matrix_of
 from bitgrain.plan import Plan
 from bitgrain.resolve import ResolveOptions, resolve
@@ -40,6 +41,11 @@ class Checkpoint:
     def effective_weight(self, name: str) -> Tensor:
         """float32 [N, K]: W in y = x W^T, with the module's transforms and pre-scales included."""
         return self.dequantize(name)
+
+    def dtype(self, asked: str = "auto") -> str:
+        """Name of the dtype of activations: the asked one, or for "auto" the one that config.json names."""
+        stored = self.files.config.get("dtype") or self.files.config.get("torch_dtype")
+        return str(parse_dtype(asked, stored)).removeprefix("torch.")
 
 
 def open_checkpoint(path: str | Path, *, quantization: str | None = None, trust_tensors: bool = False) -> Checkpoint:

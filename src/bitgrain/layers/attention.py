@@ -1,0 +1,110 @@
+"""Grouped-query attention over the caches of a batch's sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from bitgrain.kvcache.cache import SequenceCache
+from bitgrain.layers.norm import RMSNorm
+from bitgrain.layers.rotary import rotate
+
+if TYPE_CHECKING:
+    from bitgrain.layers.builder import ModelBuilder
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """Sizes of one attention module.
+
+    Args:
+        kv_heads: divides `heads`.
+        window:   tokens that a token attends to, itself included; None: all.
+        norm_eps: None, or the epsilon of the norms over each head of q and k (q_norm, k_norm).
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window: int | None = None
+    norm_eps: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What all layers of one forward pass share.
+
+    Args:
+        cosine, sine: [T, 1, D], of each row's position.
+        parts:        (cache, first row, number of rows) of each sequence, in the order of rows.
+    """
+
+    cosine: Tensor
+    sine: Tensor
+    parts: tuple[tuple[SequenceCache, int, int], ...]
+
+
+class Attention(nn.Module):
+    """y = o(softmax(q k^T / sqrt(D) + mask) v), each sequence by itself.
+
+    Args:
+        index: the layer's place in the caches.
+    """
+
+    def __init__(self, builder: ModelBuilder, name: str, index: int, shape: AttentionShape) -> None:
+        super().__init__()
+        self.name, self.index, self.shape = name, index, shape
+        self.qkv = builder.linears(tuple(f"{name}.{part}_proj" for part in "qkv"))
+        eps, dim = shape.norm_eps, shape.head_dim
+        self.q_norm = None if eps is None else RMSNorm(builder.vector(f"{name}.q_norm.weight", dim), eps)
+        self.k_norm = None if eps is None else RMSNorm(builder.vector(f"{name}.k_norm.weight", dim), eps)
+        self.o = builder.linear(f"{name}.o_proj")
+        self.cache_spec = builder.kv_cache_spec(name)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """[T, hidden] for x [T, hidden]; appends keys and values to the caches."""
+        q, k, v = (part.unflatten(-1, (-1, self.shape.head_dim)) for part in self.qkv(x))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, step.cosine, step.sine), rotate(k, step.cosine, step.sine)
+        mixed = []
+        for cache, start, count in step.parts:
+            rows = slice(start, start + count)
+            cache.append(self.index, k[rows], v[rows])
+            keys, values = cache.read(self.index, q.dtype)
+            mixed.append(attend(q[rows], keys, values, self.shape.window))
+        out: Tensor = self.o(torch.cat(mixed).flatten(1))
+        return out
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
+    """[t, H, D]: causal attention of the last t of L tokens.
+
+    Args:
+        q:            [t, H, D], the last t tokens of the sequence.
+        keys, values: [L, G, D] of q's dtype, L >= t, G divides H.
+        window:       tokens that a token attends to, itself included; None: all.
+    """
+    count, total = q.shape[0], keys.shape[0]
+    if window is not None and total > window + count - 1:
+        drop = total - (window + count - 1)  # no row of q sees these
+        keys, values, total = keys[drop:], values[drop:], total - drop
+    mask = None
+    if count > 1 and (total > count or (window is not None and window < total)):
+        mask = visible(count, total, window, q.device)
+    out = scaled_dot_product_attention(
+        q.transpose(0, 1)[None], keys.transpose(0, 1)[None], values.transpose(0, 1)[None],
+        attn_mask=mask, is_causal=mask is None and count > 1, enable_gqa=q.shape[1] != keys.shape[1],
+    )  # fmt: skip
+    return out[0].transpose(0, 1)
+
+
+def visible(count: int, total: int, window: int | None, device: torch.device) -> Tensor:
+    """bool [count, total]: which of `total` tokens each of the last `count` sees."""
+    behind = torch.arange(total - count, total, device=device)[:, None] - torch.arange(total, device=device)
+    seen = behind >= 0
+    return seen if window is None else seen & (behind < window)

@@ -1,0 +1,102 @@
+"""Reading config.json: numbers, and keys that may only have values that change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
+
+from bitgrain.formats.settings import Settings
+
+# Keys that would change an architecture's arithmetic, and the values with which they do not.  An architecture that
+# implements one of them says so in its traits.
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False,),
+    "alibi": (False,),
+    "attention_chunk_size": (),
+    "attention_multiplier": (),
+    "attn_logit_softcapping": (),
+    "clip_qkv": (),
+    "dim_model_base": (),
+    "embedding_multiplier": (1,),
+    "final_logit_softcapping": (),
+    "hidden_activation": (),
+    "is_causal": (True,),
+    "is_encoder_decoder": (False,),
+    "logit_scale": (1,),
+    "logits_scaling": (1,),
+    "n_shared_experts": (0,),
+    "no_rope_layers": ([],),
+    "num_experts": (0,),
+    "num_local_experts": (0,),
+    "per_layer_config": ({},),
+    "pruned_heads": ({},),
+    "qk_layernorm": (False,),
+    "qk_norm": (False,),
+    "query_pre_attn_scalar": (),
+    "residual_multiplier": (1,),
+    "rope_interleaved": (False,),
+    "rotary_pct": (1,),
+    "scale_depth": (),
+    "scale_emb": (1,),
+    "shared_expert_intermediate_size": (0,),
+    "use_alibi": (False,),
+    "use_bidirectional_attention": (False,),
+    "use_mrope": (False,),
+    "use_parallel_residual": (False,),
+    "use_qk_norm": (False,),
+}
+
+
+class ConfigKeys(Settings):
+    """The keys of config.json or of a section of it; problems are collected, unknown keys are left to the caller."""
+
+    def number(self, *keys: str, default: float | None = None, minimum: float = 0.0, strict: bool = True) -> float:
+        """A finite number above `minimum` (or equal to it, unless `strict`); without a default its absence is a problem."""
+        key, value = self.read(*keys)
+        needed = f"a number {'>' if strict else '>='} {minimum:g}"
+        if value is None:
+            if default is None:
+                self.problem(key, "absent", needed, "fetch the checkpoint's complete configuration")
+                return minimum + 1.0
+            return default
+        valid = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+        if not valid or value < minimum or (strict and value == minimum):
+            self.problem(key, repr(value), needed)
+            return default if default is not None else minimum + 1.0
+        return float(value)
+
+    def optional_number(self, *keys: str, minimum: float = 0.0) -> float | None:
+        """A finite number above `minimum`, or None when absent."""
+        return None if self.read(*keys)[1] is None else self.number(*keys, default=minimum + 1.0, minimum=minimum)
+
+    def size(self, *keys: str, default: int | None = None) -> int:
+        """An integer of at least 1; 1 stands in for a missing one, so that reading can go on."""
+        return max(self.integer(*keys, minimum=1, default=default), 1)
+
+    def count(self, *keys: str, default: int) -> int:
+        """An integer of at least 0."""
+        return self.integer(*keys, minimum=0, default=default)
+
+    def numbers(self, key: str, length: int) -> tuple[float, ...]:
+        """A list of `length` positive numbers."""
+        _, value = self.read(key)
+        if not isinstance(value, list) or len(value) != length or not all(_is_positive(v) for v in value):
+            found = f"a list of {len(value)}" if isinstance(value, list) else repr(value)
+            self.problem(key, found, f"a list of {length} numbers above 0")
+            return (1.0,) * length
+        return tuple(float(v) for v in value)
+
+    def require_neutral(self, except_for: frozenset[str]) -> None:
+        """Note a problem for each key of NEUTRAL whose value would change numbers in a way that the architecture does not implement."""
+        for key, values in NEUTRAL.items():
+            value = self.values.get(key)
+            if value is None or key in except_for or value in values:
+                continue
+            needed = f"absent or {' or '.join(map(repr, values))}" if values else "absent"
+            action = "the architecture's model file does not implement it; run this checkpoint with another program"
+            self.problem(key, repr(value)[:200], needed, action)
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value) and value > 0

@@ -1,0 +1,61 @@
+"""From a planned checkpoint to a running model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from bitgrain.checkpoint.files import CheckpointFiles
+from bitgrain.errors import RequestError
+from bitgrain.kernels.selection import Policy
+from bitgrain.layers.builder import BuildOptions, ModelBuilder, parse_dtype
+from bitgrain.layers.decoding import ModuleReader
+from bitgrain.models.causal_lm import CausalLM
+from bitgrain.models.config import ModelConfig
+from bitgrain.models.registry import model_class
+from bitgrain.plan import Plan
+from bitgrain.platforms.probe import default_device, platform_of
+
+ACTIVATIONS = ("scheme", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """The options of bitgrain.load_model; see there."""
+
+    device: str | None = None
+    dtype: str | torch.dtype = "auto"
+    activations: str = "scheme"
+    fidelity: str = "exact"
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    kv_cache: str = "auto"
+    forbid: tuple[str, ...] = ()
+    require: str | None = None
+    progress: Callable[[int, int], None] | None = None
+    context_length: int | None = None
+
+
+def build_model(files: CheckpointFiles, plan: Plan, architecture: str, options: LoadOptions) -> CausalLM:
+    """Build the architecture's modules one by one and close the ledger.
+
+    Memory: what was prepared so far, one module's stored tensors and its decoding.
+    """
+    if options.activations not in ACTIVATIONS:
+        raise RequestError(f"activations = {options.activations!r}", "no such mode", f"one of {', '.join(ACTIVATIONS)}", "choose one of them")
+    model_type = model_class(architecture)
+    config = ModelConfig.from_dict(files.config, "config.json")
+    device = options.device or default_device()
+    platform = platform_of(device)
+    policy = Policy(options.fidelity, options.kernels, frozenset(options.forbid), options.require)
+    policy.check()
+    build = BuildOptions(parse_dtype(options.dtype, config.dtype), torch.device(device), platform.key, options.activations, options.kv_cache, policy, options.progress)
+    builder = ModelBuilder(ModuleReader(files, plan), config, build)
+    with torch.inference_mode():
+        model: CausalLM = model_type(builder)
+    builder.finish()
+    model.attach(plan, builder.selections, builder.cache_specs)
+    if options.context_length is not None:
+        model.limit_context(options.context_length)
+    return model.eval()

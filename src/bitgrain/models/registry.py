@@ -1,0 +1,50 @@
+"""Which class runs which architecture; classes are imported when they are asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+from bitgrain.errors import UnsupportedArchitectureError
+from bitgrain.registry import Registry
+
+if TYPE_CHECKING:
+    from bitgrain.models.causal_lm import CausalLM
+
+ENTRY_POINT_GROUP = "bitgrain.models"
+
+# Architecture name to a class, or to "module:class".
+models: Registry[type[CausalLM] | str] = Registry("architecture", ENTRY_POINT_GROUP)
+models.add("LlamaForCausalLM", "bitgrain.models.llama:LlamaForCausalLM")
+models.add("MistralForCausalLM", "bitgrain.models.mistral:MistralForCausalLM")
+models.add("Qwen2ForCausalLM", "bitgrain.models.qwen2:Qwen2ForCausalLM")
+models.add("Qwen3ForCausalLM", "bitgrain.models.qwen3:Qwen3ForCausalLM")
+models.add("Qwen3MoeForCausalLM", "bitgrain.models.qwen3_moe:Qwen3MoeForCausalLM")
+
+
+def find_model(architecture: str) -> type[CausalLM] | None:
+    """The class of an architecture; None if there is none."""
+    if architecture not in models.names():
+        return None
+    value = models[architecture]
+    if isinstance(value, str):
+        module, _, name = value.partition(":")
+        value = cast("type[CausalLM]", getattr(import_module(module), name))
+    return value
+
+
+def model_class(architecture: str) -> type[CausalLM]:
+    """The class of an architecture.
+
+    Raises:
+        UnsupportedArchitectureError: there is none; names those that there are.
+    """
+    model = find_model(architecture)
+    if model is None:
+        raise UnsupportedArchitectureError(
+            "config.json: architectures",
+            repr(architecture) if architecture else "no architecture",
+            f"one of {', '.join(sorted(models.names()))}",
+            "use another program for this model, or install a package that adds the architecture (entry point bitgrain.models)",
+        )
+    return model

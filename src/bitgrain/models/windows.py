@@ -1,0 +1,85 @@
+"""Which layers attend to a sliding window only."""
+
+from __future__ import annotations
+
+from bitgrain.models.config_keys import ConfigKeys
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+DEFAULT_WINDOW = 4096
+DEFAULT_MAX_WINDOW_LAYERS = 28
+
+
+def read_windows(keys: ConfigKeys, rule: str, layers: int) -> tuple[int | None, ...]:
+    """Per layer, tokens that a token attends to (itself included), or None for all.
+
+    Args:
+        rule: "none":     the architecture has no window;
+              "every":    all layers, when `sliding_window` is a number;
+              "chosen":   when `use_sliding_window`, the layers that `layer_types` names or else those from `max_window_layers` on;
+              "switched": when `use_sliding_window`, all layers.
+    """
+    types = _layer_types(keys, layers)
+    keys.read("sliding_window")
+    stated = keys.values.get("sliding_window")
+    switch = keys.flag("use_sliding_window")
+    if rule == "none":
+        if stated is not None and switch is not False:
+            keys.problem(
+                "sliding_window",
+                repr(stated),
+                "absent",
+                "this architecture attends to all tokens; correct `architectures` or remove the key",
+            )
+        return _agreeing(keys, types, None, layers)
+    absent = "sliding_window" not in keys.values
+    size = None if stated is None and not absent else keys.size("sliding_window", default=DEFAULT_WINDOW)
+    if rule == "every":
+        if switch is False and size is not None:
+            keys.problem(
+                "use_sliding_window", "false", "absent", "this architecture has no such switch: set sliding_window to null instead"
+            )
+        return _agreeing(keys, types, size, layers)
+    size = size if switch else None
+    first = keys.count("max_window_layers", default=DEFAULT_MAX_WINDOW_LAYERS if rule == "chosen" else 0)
+    if rule == "switched":
+        if size is not None and first > 0 and types is None:
+            keys.problem(
+                "max_window_layers",
+                str(first),
+                "0 or absent",
+                "this architecture's window holds for all layers, and programs disagree on this key",
+            )
+        return _agreeing(keys, types, size, layers)
+    if types is None:
+        return tuple(size if i >= first else None for i in range(layers))
+    if size is None and "sliding_attention" in types:
+        keys.problem(
+            "layer_types",
+            "sliding_attention, but no window is in force",
+            "use_sliding_window and sliding_window",
+            "correct the configuration",
+        )
+    return tuple(size if kind == "sliding_attention" else None for kind in types)
+
+
+def _layer_types(keys: ConfigKeys, layers: int) -> tuple[str, ...] | None:
+    _, value = keys.read("layer_types")
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != layers or any(kind not in LAYER_TYPES for kind in value):
+        keys.problem("layer_types", repr(value)[:200], f"{layers} entries, each {' or '.join(LAYER_TYPES)}")
+        return None
+    return tuple(value)
+
+
+def _agreeing(keys: ConfigKeys, types: tuple[str, ...] | None, size: int | None, layers: int) -> tuple[int | None, ...]:
+    """The same window for all layers; layer types that say otherwise are a problem."""
+    needed = LAYER_TYPES[0] if size is None else LAYER_TYPES[1]
+    if types is not None and set(types) != {needed}:
+        keys.problem(
+            "layer_types",
+            repr(sorted(set(types))),
+            f"only {needed}",
+            "this architecture treats all layers alike; correct the key, or sliding_window",
+        )
+    return (size,) * layers
