@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-import make_checkpoint  # noqa: E402
+import make_checkpoint
 
 
 @pytest.fixture(scope="module")

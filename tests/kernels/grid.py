@@ -1,0 +1,40 @@
+"""The specs, activations and shapes over which every registered kernel is held against the definition."""
+
+from __future__ import annotations
+
+from bitgrain.weights import NO_ACTIVATION, ActivationSpec, WeightSpec
+
+
+def int_affine(bits: int, granularity: str, group: int = 0, zero: str = "constant", index: bool = False, scale: str = "float16") -> WeightSpec:
+    return WeightSpec("int_affine", f"uint{bits}", bits, granularity, group, zero=zero, group_index=index, scale_dtype=scale)
+
+
+def float8(element: str, granularity: str, block: tuple[int, int] = (0, 0)) -> WeightSpec:
+    return WeightSpec("float", element, 8, granularity, block=block, scale_dtype="float32")
+
+
+WEIGHTS = [
+    *(WeightSpec("dense", d, 32 if d == "float32" else 16) for d in ("bfloat16", "float16", "float32")),
+    # every width once, symmetric; then each property on 4 and 8 bits
+    *(int_affine(bits, "group", 32) for bits in range(1, 9)),
+    *(int_affine(bits, "group", 32, zero) for bits in (3, 4, 8) for zero in ("integer", "float")),
+    *(int_affine(bits, granularity, scale=scale) for bits in (4, 8) for granularity, scale in (("channel", "bfloat16"), ("tensor", "float32"))),
+    *(int_affine(bits, "group", 32, "integer", index=True) for bits in (4, 8)),
+    int_affine(4, "group", 12, "integer"),  # groups that no vector width divides
+    int_affine(4, "group", 128, scale="float32"),
+    *(float8(e, g, b) for e in ("fp8_e4m3fn", "fp8_e5m2") for g, b in (("tensor", (0, 0)), ("channel", (0, 0)), ("block", (128, 128)), ("block", (16, 24)))),
+    float8("fp8_e4m3fnuz", "channel"),
+]
+ACTIVATIONS = [
+    NO_ACTIVATION,
+    ActivationSpec("int8", "token"),
+    ActivationSpec("int8", "token", symmetric=False),
+    ActivationSpec("int8", "tensor"),
+    ActivationSpec("int8", "tensor", symmetric=False, dynamic=False, scale=0.031, zero=-7),
+    ActivationSpec("fp8_e4m3fn", "token"),
+    ActivationSpec("fp8_e4m3fn", "group", group_size=32),
+    ActivationSpec("fp8_e4m3fn", "tensor", dynamic=False, scale=0.01),
+]
+DTYPES = ["float32", "bfloat16", "float16"]
+# (M, N, K): one row, few rows, a full tile and a tail; sizes that are and are not multiples of panels, units and groups
+SHAPES = [(1, 64, 128), (3, 37, 100), (17, 80, 264)]

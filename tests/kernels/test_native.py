@@ -1,0 +1,204 @@
+"""The native library: exact packing, exact integers, determinism, tracing, and its absence."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bitgrain.errors import BadValueError, RequestError
+from bitgrain.kernels.base import LinearProblem
+from bitgrain.kernels.cpu import library, panels
+from bitgrain.kernels.cpu.float8 import Float8Linear
+from bitgrain.kernels.cpu.int_affine import IntAffineLinear
+from bitgrain.kernels.cpu.int_dot import IntDotLinear
+from bitgrain.weights import NO_ACTIVATION, ActivationSpec, FloatWeight
+from bitgrain.weights.synthetic import sample_weight
+from tests.kernels.grid import float8, int_affine
+
+needs_library = pytest.mark.skipif(bool(library.missing()), reason=library.missing() or "present")
+
+
+@needs_library
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("index", [False, True])
+def test_unpack_of_prepared_codes_is_exact(bits, index):
+    weight = sample_weight(int_affine(bits, "group", 24, "integer", index), 37, 100)
+    kernel = IntAffineLinear()
+    assert torch.equal(kernel.unpack(kernel.prepare(weight, NO_ACTIVATION)), weight.codes())
+
+
+def test_panel_layouts_are_bijections():
+    codes = torch.randint(0, 256, (32, 64), dtype=torch.uint8)
+    assert torch.equal(panels.unpack_quads(panels.pack_quads(codes)), codes)
+    assert torch.equal(panels.unpack_columns(panels.pack_columns(codes)), codes)
+    assert torch.equal(panels.unpack_nibbles(panels.pack_nibbles(codes & 15)), codes & 15)
+
+
+@needs_library
+def test_prepared_four_bit_weight_stays_near_its_packed_size():
+    weight = sample_weight(int_affine(4, "group", 128), 512, 1024)
+    assert IntAffineLinear().prepare(weight, NO_ACTIVATION).nbytes <= 1.05 * weight.nbytes
+
+
+ACTS = [
+    ActivationSpec("int8", "token"),
+    ActivationSpec("int8", "token", symmetric=False),
+    ActivationSpec("int8", "tensor", dynamic=False, scale=0.02),
+    ActivationSpec("int8", "tensor", symmetric=False, dynamic=False, scale=0.02, zero=11),
+]
+
+
+@needs_library
+@pytest.mark.parametrize("isa", library.available_sets())
+@pytest.mark.parametrize("act", ACTS, ids=lambda a: a.describe().replace(" ", "-"))
+def test_activation_codes_equal_the_definition_bit_for_bit(isa, act):
+    before = library.instruction_set()
+    library.choose_instruction_set(isa)
+    x = torch.randn(9, 203, generator=torch.Generator().manual_seed(3)) * torch.logspace(-3, 3, 9)[:, None]
+    x[4], x[5, :100] = 0.0, 0.5
+    quads = 52
+    a, scale, zero = torch.zeros(9, quads * 4, dtype=torch.uint8), torch.zeros(9), torch.zeros(9, dtype=torch.int32)
+    library.native().bg_quantize(
+        x.data_ptr(), 9, 203, quads, int(act.symmetric), int(act.dynamic), act.scale or 1.0, act.zero, a.data_ptr(), scale.data_ptr(), zero.data_ptr(), 2
+    )
+    library.choose_instruction_set(before)
+    codes, want_scale, want_zero = act.quantize(x)
+    assert torch.equal(a[:, :203].to(torch.int16) - 128, codes.to(torch.int16))
+    assert torch.equal(scale, want_scale.reshape(-1).expand(9)) and torch.equal(zero - 128, want_zero.reshape(-1).expand(9).to(torch.int32))
+
+
+@needs_library
+def test_integer_products_are_exact():
+    weight = sample_weight(replace(int_affine(8, "channel"), scale_dtype="float32"), 48, 1000)
+    weight = replace(weight, scale=torch.ones(48, 1))
+    act = ActivationSpec("int8", "tensor", dynamic=False, scale=1.0)
+    x = torch.randint(-128, 128, (5, 1000)).float()
+    y = IntDotLinear().apply(x, IntDotLinear().prepare(weight, act), None)
+    assert torch.equal(y.double(), x.double() @ weight.dequantize().double().T)
+
+
+KERNELS = [
+    (IntAffineLinear(), int_affine(4, "group", 32, "integer"), NO_ACTIVATION),
+    (Float8Linear(), float8("fp8_e4m3fn", "block", (16, 32)), NO_ACTIVATION),
+    (IntDotLinear(), int_affine(8, "channel"), ACTS[0]),
+]
+
+
+@needs_library
+@pytest.mark.parametrize(("kernel", "spec", "act"), KERNELS, ids=lambda v: getattr(v, "name", ""))
+def test_result_does_not_depend_on_threads_or_on_other_rows(kernel, spec, act):
+    prepared = kernel.prepare(sample_weight(spec, 100, 256), act)
+    x = torch.randn(19, 256, generator=torch.Generator().manual_seed(5)).bfloat16()
+    whole = kernel.apply(x, prepared, None)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(kernel.apply(x, prepared, None), whole)
+    finally:
+        torch.set_num_threads(threads)
+    for rows in (1, 2, 5, 8):
+        assert torch.equal(kernel.apply(x[:rows], prepared, None), whole[:rows])
+
+
+@needs_library
+@pytest.mark.parametrize(("kernel", "spec", "act"), KERNELS, ids=lambda v: getattr(v, "name", ""))
+def test_no_rows_give_no_rows(kernel, spec, act):
+    prepared = kernel.prepare(sample_weight(spec, 32, 64), act)
+    assert tuple(kernel.apply(torch.empty(0, 64), prepared, None).shape) == (0, 32)
+
+
+@needs_library
+@pytest.mark.parametrize(("kernel", "spec", "act"), KERNELS, ids=lambda v: getattr(v, "name", ""))
+def test_compiled_module_traces_through_the_operator(kernel, spec, act):
+    prepared = kernel.prepare(sample_weight(spec, 48, 64), act)
+
+    def step(x):
+        return kernel.apply(x * 2, prepared, None) + 1
+
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    x = torch.randn(4, 64)
+    torch._dynamo.reset()
+    got = torch.compile(step, backend=backend, fullgraph=True)(x)
+    assert torch.equal(got, step(x))
+    assert any("bitgrain" in str(node.target) for graph in graphs for node in graph.graph.nodes)
+
+
+@needs_library
+def test_fake_tensors_carry_shapes_through_the_operators():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    kernel, spec, _ = KERNELS[0]
+    prepared = kernel.prepare(sample_weight(spec, 48, 64), NO_ACTIVATION)
+    with FakeTensorMode() as mode:
+        held = {name: mode.from_tensor(tensor) for name, tensor in prepared.tensors.items()}
+        y = kernel.apply(torch.empty(7, 64, dtype=torch.bfloat16), replace(prepared, tensors=held), None)
+    assert tuple(y.shape) == (7, 48) and y.dtype == torch.bfloat16
+
+
+@needs_library
+def test_nan_codes_are_refused():
+    codes = torch.full((16, 32), 0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    with pytest.raises(BadValueError, match="512 NaN codes"):
+        Float8Linear().prepare(FloatWeight(codes, torch.ones(1, 1), (16, 32)), NO_ACTIVATION)
+
+
+def test_refusals_give_the_reason():
+    assert "32 bits" in _reason(IntDotLinear(), int_affine(8, "channel"), ACTS[0], k=100_000)
+    assert "int8 activations" in _reason(IntDotLinear(), int_affine(8, "channel"), NO_ACTIVATION)
+    assert "scale per channel" in _reason(IntDotLinear(), int_affine(8, "group", 32), ACTS[0])
+    assert "fnuz" in _reason(Float8Linear(), float8("fp8_e4m3fnuz", "tensor"), NO_ACTIVATION)
+
+
+def _reason(kernel, spec, act, k=128):
+    why = library.missing()
+    reason = kernel.refusal(LinearProblem(spec, act.without_values(), 64, k, "bfloat16")).reason
+    return reason if not why else pytest.skip(why)
+
+
+def run_python(code, **env):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}, check=False)
+
+
+@needs_library
+@pytest.mark.parametrize("isa", library.available_sets())
+def test_instruction_set_is_chosen_by_the_environment(isa):
+    result = run_python("from bitgrain.kernels.cpu import library; print(library.missing() or library.instruction_set())", BITGRAIN_CPU_ISA=isa)
+    assert result.stdout.strip() == isa, result.stderr
+
+
+@needs_library
+def test_unknown_instruction_set_is_refused_by_name():
+    with pytest.raises(RequestError, match="sse9"):
+        library.choose_instruction_set("sse9")
+    result = run_python("from bitgrain.kernels.cpu import library; library.native()", BITGRAIN_CPU_ISA="sse9")
+    assert result.returncode == 1 and "BITGRAIN_CPU_ISA" in result.stderr
+
+
+ABSENT = """
+from pathlib import Path
+from bitgrain.kernels.cpu import library
+library.FILE = Path({file!r})
+from bitgrain.kernels.base import LinearProblem
+from bitgrain.kernels.selection import Policy, select
+from bitgrain.weights import NO_ACTIVATION, WeightSpec
+spec = WeightSpec("int_affine", "uint4", 4, "group", 32, zero="constant", scale_dtype="float16")
+chosen = select(LinearProblem(spec, NO_ACTIVATION, 64, 64, "bfloat16"), "cpu", Policy())
+print(chosen.kernel.name, "|", next(c.reason for c in chosen.candidates if c.name == "cpu.int_affine"))
+"""
+
+
+def test_absent_and_broken_libraries_are_different_answers_and_the_floor_runs(tmp_path):
+    absent = run_python(ABSENT.format(file=str(tmp_path / "nothing.so")))
+    assert absent.stdout.startswith("reference.linear | the native library was not built"), absent.stderr
+    (tmp_path / "broken.so").write_bytes(b"not a library")
+    broken = run_python(ABSENT.format(file=str(tmp_path / "broken.so")))
+    assert broken.stdout.startswith("reference.linear | the native library is broken"), broken.stderr
