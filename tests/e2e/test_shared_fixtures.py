@@ -11,7 +11,8 @@ import pytest
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 FAMILIES = ["awq", "gptq", "compressed-tensors-int", "fp8", "unquantized"]
-FP8_CASES = sorted(p.parent for p in (SHARED / "fixtures").glob("llmcompressor-*fp8*/case.json")) if SHARED.is_dir() else []
+# the FP8 cases of a family whose microscaling cases another release brings
+FP8_CASES = sorted(p.parent for p in (SHARED / "fixtures").glob("llmcompressor-*fp8*/case.json") if "mxfp8" not in p.parent.name)
 
 needs_shared = pytest.mark.skipif(not (SHARED / "fixtures").is_dir(), reason="../shared/fixtures is not beside this checkout")
 

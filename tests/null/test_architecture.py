@@ -174,3 +174,17 @@ def test_public_names_are_listed_and_exist():
 
     assert set(bitgrain.__all__) == {*bitgrain._LAZY, "BitgrainError", "__version__"}
     assert all(hasattr(bitgrain, name) for name in bitgrain.__all__)
+
+
+# names that Python 3.10 does not have, by the module they would come from
+NEWER = {"typing": {"Self", "assert_never", "reveal_type", "LiteralString", "Never", "override"}, "enum": {"StrEnum"}, "datetime": {"UTC"}, "tomllib": None}
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_sources_hold_to_python_3_10(path):
+    tree = ast.parse(path.read_text(), feature_version=(3, 10))
+    newer = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in NEWER:
+            newer += [a.name for a in node.names if NEWER[node.module] is None or a.name in NEWER[node.module]]
+    assert not newer, newer

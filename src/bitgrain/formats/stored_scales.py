@@ -47,10 +47,14 @@ def decode_scale(scale: Tensor) -> Tensor:
     return decode_e8m0(scale) if scale.dtype == torch.uint8 else scale.float()
 
 
-def checked_scale(name: str, scale: Tensor, codes: Tensor, empty: float | int = 0) -> Tensor:
-    """`scale` itself once it can be a scale derived from absolute maxima; all zero only where all codes are `empty`."""
+def checked_scale(name: str, scale: Tensor, codes: Tensor, empty: float | int = 0, *, signed: bool = False) -> Tensor:
+    """`scale` itself once a quantizer can have written it; all zero only where all codes are `empty`.
+
+    Args:
+        signed: the writer may be one whose scales are negative where the lowest code stands for the largest value.
+    """
     lossless = not bool(scale.any()) and bool((codes.float() == empty).all())
-    return require_scale(name, scale, codes_are_zero=lossless)
+    return require_scale(name, scale, signed=signed, codes_are_zero=lossless)
 
 
 def require_no_zero_point(name: str, tensor: Tensor | None) -> None:

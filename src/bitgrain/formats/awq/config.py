@@ -23,7 +23,7 @@ from bitgrain.formats.word_packed import (
 )
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 LOCAL_NAMES = frozenset({"qweight", "qzeros", "scales"})
 # What `version` says, and the layout that it means.  exllama and ipex are kernels that read the gemm layout.

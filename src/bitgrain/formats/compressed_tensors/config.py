@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
 from bitgrain.errors import (
@@ -31,6 +31,9 @@ from bitgrain.formats.fp8.schemes import Float8Scheme
 from bitgrain.formats.kv_scales import kv_scales_in
 from bitgrain.formats.stored_scales import cell_of
 from bitgrain.weights import NO_ACTIVATION
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 WHERE = "quantization_config"
 METHOD = "compressed-tensors"
@@ -200,6 +203,9 @@ class CompressedTensorsConfig(QuantConfig):
             scale.dtype if scale is not None and scale.dtype in FLOAT_CODES else "BF16",
             args.act_order,
             "weight_g_idx" in module.tensors,
+            # the library states its version and derives scales from absolute maxima; AutoRound, which states none, maps
+            # the value of largest magnitude to the lowest code, so that its symmetric scales carry that value's sign
+            args.symmetric and self.version is None,
         )
 
     def _is_packed(self, module: ModuleView, group: Group) -> bool:

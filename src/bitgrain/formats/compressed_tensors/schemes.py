@@ -48,6 +48,7 @@ class IntScheme(Scheme):
         scale_dtype:  element type of the scales as safetensors spells it.
         act_order:    columns look their group up in `weight_g_idx`.
         stored_index: a `weight_g_idx` is stored though there is no act-order; it must name the natural order.
+        signed_scale: scales may be negative.
     """
 
     shape: tuple[int, int]
@@ -60,6 +61,7 @@ class IntScheme(Scheme):
     scale_dtype: str = "BF16"
     act_order: bool = False
     stored_index: bool = False
+    signed_scale: bool = False
 
     @property
     def weight_spec(self) -> WeightSpec:
@@ -112,7 +114,7 @@ class IntScheme(Scheme):
             empty = 1 << (self.bits - 1)
             checked_scale("weight_scale", scale, unpack_dense(packed, self.bits, self.shape[1]), empty)
         else:
-            checked_scale("weight_scale", scale, packed)
+            checked_scale("weight_scale", scale, packed, signed=self.signed_scale)
         grid = grid_of(self.shape, self.cell)
         zero: int | Tensor = 1 << (self.bits - 1)
         if self.symmetric:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
 from bitgrain.errors import BitgrainError, ConfigError, UnknownFormatError, raise_all
@@ -24,6 +24,9 @@ from bitgrain.formats.kv_scales import kv_scales_in
 from bitgrain.formats.matching import SegmentRules, matches_regex
 from bitgrain.formats.stored_scales import E8M0_CODES, cell_of
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 METHODS = ("fp8", "fbgemm-fp8")
 SCALE_NAMES = ("weight_scale_inv", "weight_scale")

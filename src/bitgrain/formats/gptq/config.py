@@ -15,7 +15,7 @@ from bitgrain.formats.settings import Settings
 from bitgrain.formats.word_packed import METADATA_KEYS, DynamicRule, find_dynamic_rule, read_dynamic_rules, read_neutral_keys
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 LOCAL_NAMES = frozenset({"qweight", "qzeros", "scales", "g_idx", "B", "s"})
 FORMATS = ("gptq", "gptq_v2", "gptq_p", "marlin")

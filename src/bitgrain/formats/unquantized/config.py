@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
 from bitgrain.errors import ConfigError, RuleMismatchError
 from bitgrain.formats.base import Detection, Evidence, KVCacheScheme, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_keys import words
 from bitgrain.formats.kv_scales import kv_scales_in
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Last parts of tensor names that only quantizers write.
 QUANTIZED_NAMES = words(
