@@ -14,6 +14,7 @@
 namespace bitgrain {
 namespace {
 
+constexpr int64_t ROW_BLOCK_BYTES = 1 << 20;
 constexpr int HALVES = int(PANEL) / V::LANES;
 
 inline V load_scale(const GroupedArgs& args, int64_t at) {
@@ -84,9 +85,9 @@ inline void tile(const GroupedArgs& args, int64_t panel, int half, int64_t row) 
 }
 
 template <class Decoder>
-inline void panel_rows(const GroupedArgs& args, int64_t panel) {
-  for (int64_t row = 0; row < args.rows;) {
-    const int64_t left = args.rows - row;
+inline void panel_rows(const GroupedArgs& args, int64_t panel, int64_t row, int64_t end) {
+  while (row < end) {
+    const int64_t left = end - row;
     const int step = left >= 8 && V::LANES == 16 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
     for (int half = 0; half < HALVES; ++half) {
       if (step == 8) tile<Decoder, 8>(args, panel, half, row);
@@ -101,8 +102,13 @@ inline void panel_rows(const GroupedArgs& args, int64_t panel) {
 template <class Decoder>
 inline void all_panels(const GroupedArgs& args) {
   const int64_t panels = (args.n + PANEL - 1) / PANEL;
-#pragma omp parallel for schedule(static) num_threads(args.threads) if (panels > 1)
-  for (int64_t panel = 0; panel < panels; ++panel) panel_rows<Decoder>(args, panel);
+  // as many rows of x as the second-level cache keeps while all panels pass over them
+  const int64_t block = std::max<int64_t>(8, (ROW_BLOCK_BYTES / (args.units * UNIT * int64_t(sizeof(float)))) & ~int64_t(7));
+#pragma omp parallel num_threads(args.threads) if (panels > 1)
+  for (int64_t row = 0; row < args.rows; row += block) {
+#pragma omp for schedule(static) nowait
+    for (int64_t panel = 0; panel < panels; ++panel) panel_rows<Decoder>(args, panel, row, std::min(args.rows, row + block));
+  }
 }
 
 template <class Nibble, class Byte, class Float4, class Float5>

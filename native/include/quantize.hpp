@@ -10,6 +10,8 @@
 namespace bitgrain {
 namespace {
 
+constexpr int64_t INTEGER_BLOCK_BYTES = 1 << 20;
+
 inline void quantize_row(const QuantizeArgs& args, int64_t row) {
   const float* x = args.x + row * args.k;
   float low = 0.0f, high = 0.0f, scale = args.static_scale, zero = float(args.static_zero);
@@ -47,6 +49,18 @@ inline void store_integer(const IntegerArgs& args, int64_t row, int64_t first, c
     const float value = float(dot) * (args.a_scale[row] * args.w_scale[first + i]);
     const float bias = args.bias ? load_scalar(args.bias, first + i, args.y_dtype) : 0.0f;
     store_scalar(args.y, row * args.n + first + i, args.y_dtype, value + bias);
+  }
+}
+
+// Calls rows(args, panel, first row, end row) for all panels, block of rows by block of rows, so that the rows stay in cache.
+template <class Rows>
+inline void integer_blocks(const IntegerArgs& args, Rows rows) {
+  const int64_t panels = (args.n + PANEL - 1) / PANEL;
+  const int64_t block = std::max<int64_t>(8, (INTEGER_BLOCK_BYTES / (args.quads * 4)) & ~int64_t(7));
+#pragma omp parallel num_threads(args.threads) if (panels > 1)
+  for (int64_t row = 0; row < args.rows; row += block) {
+#pragma omp for schedule(static) nowait
+    for (int64_t panel = 0; panel < panels; ++panel) rows(args, panel, row, std::min(args.rows, row + block));
   }
 }
 

@@ -111,17 +111,14 @@ inline void integer_tile(const IntegerArgs& args, const uint8_t* codes, int64_t 
   }
 }
 
-void integer(const IntegerArgs& args) {
-  const int64_t panels = (args.n + PANEL - 1) / PANEL;
-#pragma omp parallel for schedule(static) num_threads(args.threads) if (panels > 1)
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    const uint8_t* codes = args.codes + panel * args.quads * 64;
-    int64_t row = 0;
-    for (; row + 8 <= args.rows; row += 8) integer_tile<8>(args, codes, panel, row);
-    for (; row + 2 <= args.rows; row += 2) integer_tile<2>(args, codes, panel, row);
-    for (; row < args.rows; ++row) integer_tile<1>(args, codes, panel, row);
-  }
+void integer_rows(const IntegerArgs& args, int64_t panel, int64_t row, int64_t end) {
+  const uint8_t* codes = args.codes + panel * args.quads * 64;
+  for (; row + 8 <= end; row += 8) integer_tile<8>(args, codes, panel, row);
+  for (; row + 2 <= end; row += 2) integer_tile<2>(args, codes, panel, row);
+  for (; row < end; ++row) integer_tile<1>(args, codes, panel, row);
 }
+
+void integer(const IntegerArgs& args) { integer_blocks(args, integer_rows); }
 
 void quantize(const QuantizeArgs& args) { quantize_rows(args); }
 

@@ -115,9 +115,9 @@ namespace {
 
 void grouped(const GroupedArgs& args) { grouped_by_kind<Nibble, Byte, Float4, Float5>(args); }
 
-void integer_panel(const IntegerArgs& args, int64_t panel) {
+void integer_rows(const IntegerArgs& args, int64_t panel, int64_t row, int64_t end) {
   const int8_t* codes = reinterpret_cast<const int8_t*>(args.codes) + panel * args.quads * 64;
-  for (int64_t row = 0; row < args.rows; ++row) {
+  for (; row < end; ++row) {
     const uint8_t* a = args.a + row * args.quads * 4;
     int32_t dots[PANEL] = {};
     for (int64_t q = 0; q < args.quads; ++q)
@@ -127,11 +127,7 @@ void integer_panel(const IntegerArgs& args, int64_t panel) {
   }
 }
 
-void integer(const IntegerArgs& args) {
-  const int64_t panels = (args.n + PANEL - 1) / PANEL;
-#pragma omp parallel for schedule(static) num_threads(args.threads) if (panels > 1)
-  for (int64_t panel = 0; panel < panels; ++panel) integer_panel(args, panel);
-}
+void integer(const IntegerArgs& args) { integer_blocks(args, integer_rows); }
 
 void quantize(const QuantizeArgs& args) { quantize_rows(args); }
 
