@@ -149,3 +149,13 @@ def test_stop_string_beginning_is_held_back():
     assert matcher.push("the E") == ("the ", None)
     assert matcher.push("N") == ("", None)
     assert matcher.push("T") == ("ENT", None)
+
+
+def test_suggested_values_come_from_the_checkpoint_and_do_sample_false_is_greedy():
+    from bitgrain.engine.sampling import suggested_by
+
+    assert suggested_by({}) == {}
+    assert suggested_by({"temperature": 0.6, "top_k": 20, "eos_token_id": 2}) == {"temperature": 0.6, "top_k": 20}
+    assert suggested_by({"do_sample": False, "temperature": 0.6, "top_p": 0.9}) == {"temperature": 0.0}
+    with pytest.raises(RequestError, match="top_p"):
+        suggested_by({"top_p": 7})

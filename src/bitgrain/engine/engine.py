@@ -83,6 +83,11 @@ class Engine:
     # ---- any thread ----
 
     @property
+    def suggested_sampling(self) -> dict[str, Any]:
+        """Sampling values that the checkpoint suggests, for requests that state none."""
+        return {} if self.tokenizer is None else self.tokenizer.suggested_sampling
+
+    @property
     def is_alive(self) -> bool:
         return self._thread.is_alive() and not self._closing
 
@@ -93,7 +98,7 @@ class Engine:
             RequestError: the prompt is empty or holds ids that the vocabulary does not have, or stop strings without a tokenizer.
             PromptTooLongError: prompt and completion do not fit the model's context.
         """
-        params = params or SamplingParams()
+        params = params or SamplingParams(**self.suggested_sampling)
         prompt = self._checked_prompt(prompt_ids)
         if params.stop and self.tokenizer is None:
             raise RequestError("sampling parameters: stop", "the engine has no tokenizer", "a tokenizer", "use stop_token_ids")

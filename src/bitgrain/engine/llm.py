@@ -88,12 +88,12 @@ class LLM:
 
         Args:
             prompts: text, token ids, or a list of either.
-            sampling_params: one for all prompts, or one per prompt.
+            sampling_params: one for all prompts, or one per prompt; None takes what the checkpoint suggests.
         Raises:
             RequestError: a prompt or a parameter cannot be honoured; nothing has been generated then.
         """
         every = _prompt_list(prompts)
-        params = _params_list(sampling_params, len(every))
+        params = _params_list(sampling_params or SamplingParams(**self.engine.suggested_sampling), len(every))
         requests: list[Request] = []
         completed = []
         try:
@@ -160,9 +160,9 @@ def _prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return every  # type: ignore[return-value]
 
 
-def _params_list(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
+def _params_list(params: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:
+    if isinstance(params, SamplingParams):
+        return [params] * count
     if len(params) != count:
         raise RequestError("sampling_params", f"{len(params)} for {count} prompts", "one for all, or one per prompt", "correct the list")
     return list(params)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from bitgrain.errors import RequestError
 
@@ -95,6 +96,24 @@ class SamplingParams:
     @property
     def has_penalties(self) -> bool:
         return self.frequency_penalty != 0 or self.presence_penalty != 0 or self.repetition_penalty != 1
+
+
+SUGGESTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def suggested_by(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling values that a checkpoint's generation_config.json suggests; a request's own values win over them.
+
+    `do_sample: false` means greedy; the values that shape random sampling then have no part.
+    Raises:
+        RequestError: a value that cannot be honoured, under its name.
+    """
+    if generation.get("do_sample") is False:
+        found = {"temperature": 0.0, **{name: generation[name] for name in ("repetition_penalty",) if generation.get(name) is not None}}
+    else:
+        found = {name: generation[name] for name in SUGGESTED if generation.get(name) is not None}
+    SamplingParams(**found)
+    return found
 
 
 def _as_tuple(value: object) -> tuple[object, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitgrain.engine.chat_template import ChatTemplate
+from bitgrain.engine.sampling import suggested_by
 from bitgrain.engine.text_stream import TextStream
 from bitgrain.errors import ConflictingConfigError, DamagedFileError, MissingDependencyError, RequestError
 
@@ -47,6 +48,7 @@ class Tokenizer:
         self.bos_token = _token_text(self._config.get("bos_token"))
         self.eos_token = _token_text(self._config.get("eos_token"))
         self.eos_token_ids = self._find_eos(generation or {}, model or {})
+        self.suggested_sampling = suggested_by(generation or {})
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self.size = max(vocabulary.values(), default=-1) + 1
         skipped = (i for i, token in backend.get_added_tokens_decoder().items() if token.special)

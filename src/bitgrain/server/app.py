@@ -73,6 +73,7 @@ def _model_info(served: Served) -> dict[str, Any]:
     return {
         "model_path": served.path,
         "tokenizer_path": served.path,
+        "preferred_sampling_params": engine.suggested_sampling,
         "is_generation": True,
         "served_model_name": served.name,
         "max_context": engine.model.max_context,

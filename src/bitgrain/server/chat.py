@@ -72,7 +72,7 @@ def _read(fields: Fields, served: Served) -> ChatJob:
     served.check_name(fields)
     messages = _read_messages(fields)
     template_values = fields.object("chat_template_kwargs")
-    params = read_sampling(fields, OPENAI_NAMES, max_tokens=None, logprobs=_read_logprobs(fields))
+    params = read_sampling(fields, OPENAI_NAMES, **served.engine.suggested_sampling, max_tokens=None, logprobs=_read_logprobs(fields))
     stream, include_usage = read_stream(fields)
     neutral_fields(fields, CHAT_NEUTRAL)
     fields.informational(*INFORMATIONAL)

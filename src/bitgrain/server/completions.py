@@ -74,7 +74,7 @@ def _read(fields: Fields, served: Served) -> CompletionJob:
     if asked is None:
         raise fields.bad("prompt", None, "a string, a list of strings, token ids, or a list of token ids")
     logprobs = fields.integer("logprobs", None, 0, MAX_TOP_LOGPROBS)
-    params = read_sampling(fields, OPENAI_NAMES, max_tokens=DEFAULT_TOKENS, logprobs=logprobs)
+    params = read_sampling(fields, OPENAI_NAMES, **served.engine.suggested_sampling, max_tokens=DEFAULT_TOKENS, logprobs=logprobs)
     stream, include_usage = read_stream(fields)
     neutral_fields(fields, {**NEUTRAL, "echo": (False,), "suffix": ("",), "best_of": (1,)})
     fields.informational(*INFORMATIONAL)

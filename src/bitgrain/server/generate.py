@@ -68,10 +68,10 @@ class GenerateJob:
     ids: tuple[str, ...]
 
 
-def _read(fields: Fields) -> GenerateJob:
+def _read(fields: Fields, served: Served) -> GenerateJob:
     asked, many = _read_prompts(fields)
     logprobs = _read_logprobs(fields)
-    params = _read_params(fields, len(asked), logprobs)
+    params = _read_params(fields, len(asked), {**served.engine.suggested_sampling, "logprobs": logprobs})
     ids = fields.take("rid", string_list, "a string, or one per prompt", ())
     if ids and len(ids) != len(asked):
         raise fields.bad("rid", list(ids), f"{len(asked)} ids, one per prompt")
@@ -108,7 +108,7 @@ def _read_logprobs(fields: Fields) -> int | None:
     return top if wanted else None
 
 
-def _read_params(fields: Fields, count: int, logprobs: int | None) -> list[SamplingParams]:
+def _read_params(fields: Fields, count: int, defaults: dict[str, Any]) -> list[SamplingParams]:
     """One set for all prompts, or a list with one per prompt."""
 
     def objects(value: Any) -> list[dict[str, Any]] | None:
@@ -119,7 +119,7 @@ def _read_params(fields: Fields, count: int, logprobs: int | None) -> list[Sampl
     read = []
     for i, values in enumerate(given):
         inner = Fields(values, "sampling_params" if values is given[0] else f"sampling_params[{i}]")
-        read.append(read_sampling(inner, SGLANG_NAMES, logprobs=logprobs))
+        read.append(read_sampling(inner, SGLANG_NAMES, **defaults))
         neutral_fields(inner, SAMPLING_NEUTRAL)
         inner.end()
     return read
@@ -130,7 +130,7 @@ def generate_router(served: Served) -> APIRouter:
 
     @router.post("/generate")
     async def generate(http: HttpRequest) -> Response:
-        job = _read(await read_fields(http))
+        job = _read(await read_fields(http), served)
         ids = [await encode(served.engine, prompt) for prompt in job.prompts]
         requests = submit(served.engine, list(zip(ids, job.params, strict=True)), job.ids)
         several = job.many or len(requests) > 1
