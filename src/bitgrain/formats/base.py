@@ -364,8 +364,9 @@ def require_finite(name: str, values: Tensor) -> Tensor:
 
 def _finite_probe(values: Tensor) -> Tensor:
     total = torch.zeros(())
-    for piece in values.reshape(-1).split(1 << 22):
-        total = total + piece.float().mul_(2.0**-64).sum()
+    flat, step = values.reshape(-1), 1 << 22
+    for start in range(0, flat.numel(), step):
+        total = total + flat[start : start + step].float().mul_(2.0**-64).sum()
     return total
 
 

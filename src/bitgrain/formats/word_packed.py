@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from bitgrain.errors import BitgrainError, ConfigError
 from bitgrain.formats.base import ModuleView
+from bitgrain.formats.config_reader import ConfigReader
 from bitgrain.formats.matching import compile_rule
-from bitgrain.formats.settings import Settings
 
 # fmt: off
 # How the checkpoint was made: calibration, algorithm, progress, file names.  None of it changes what tensors mean.
@@ -70,7 +70,7 @@ _MUST_BE_EMPTY = (
 _OVERRIDE_METADATA = QUANTIZATION_TIME_KEYS | {"static_groups"}
 
 
-def read_neutral_keys(settings: Settings, methods: Collection[str]) -> None:
+def read_neutral_keys(settings: ConfigReader, methods: Collection[str]) -> None:
     """Mark the metadata keys as known, and refuse the values of other keys that would change the numbers.
 
     Args:
@@ -103,26 +103,19 @@ class DynamicRule:
     overrides: Mapping[str, Any]
 
 
-def read_dynamic_rules(settings: Settings, meaningful: frozenset[str], bits: frozenset[int]) -> tuple[DynamicRule, ...]:
+def read_dynamic_rules(settings: ConfigReader, meaningful: frozenset[str], bits: frozenset[int]) -> tuple[DynamicRule, ...]:
     """The rules of `dynamic`, in the order in which they are tried.
 
     Args:
         meaningful: override keys that the format honours.
         bits:       widths that the format knows.
     """
-    _, value = settings.read("dynamic")
-    if value is None:
-        return ()
-    if not isinstance(value, dict):
-        settings.problem("dynamic", f"a {type(value).__name__}", "an object of pattern: overrides")
-        return ()
     rules = []
-    for key, overrides in value.items():
+    for key, overrides in settings.section("dynamic", "an object of pattern: overrides").items():
         where = f"dynamic[{key!r}]"
-        try:
-            pattern = compile_rule(key.removeprefix("-:").removeprefix("+:"), f"{settings.where}: {where}")
-        except ConfigError as problem:
-            settings.problems.append(problem)
+        text = key.removeprefix("-:").removeprefix("+:")
+        pattern = settings.collect(partial(compile_rule, text, settings.place(where)))
+        if pattern is None:
             continue
         exclude = key.startswith("-:")
         checked = {} if exclude else _read_overrides(settings, where, overrides, meaningful, bits)
@@ -130,11 +123,11 @@ def read_dynamic_rules(settings: Settings, meaningful: frozenset[str], bits: fro
     return tuple(rules)
 
 
-def _read_overrides(settings: Settings, where: str, overrides: object, meaningful: frozenset[str], bits: frozenset[int]) -> dict[str, Any]:
+def _read_overrides(settings: ConfigReader, where: str, overrides: object, meaningful: frozenset[str], bits: frozenset[int]) -> dict[str, Any]:
     if not isinstance(overrides, dict):
         settings.problem(where, f"a {type(overrides).__name__}", "an object of settings")
         return {}
-    section = Settings(overrides, f"{settings.where}: {where}")
+    section = ConfigReader(overrides, settings.place(where))
     section.skip(_OVERRIDE_METADATA)
     checked: dict[str, Any] = {}
     for key in sorted(meaningful & {k for k, v in overrides.items() if v is not None}):
@@ -147,10 +140,7 @@ def _read_overrides(settings: Settings, where: str, overrides: object, meaningfu
         else:
             checked[key] = section.flag(key)
     section.need("adapter", lambda v: not v, "null: adapters are not part of these tensors", "merge the adapter first")
-    try:
-        section.finish()
-    except BitgrainError as problem:
-        settings.problems.append(problem)
+    settings.collect(section.finish)
     return checked
 
 

@@ -6,13 +6,11 @@ from typing import Any
 
 from bitgrain.errors import NoKernelError
 from bitgrain.formats.base import MATRIX_KINDS, ModuleKind
+from bitgrain.formats.examples import SHAPE
 from bitgrain.formats.registry import formats
 from bitgrain.kernels.base import EmbeddingProblem, LinearProblem, Problem
 from bitgrain.kernels.selection import Policy, select
 from bitgrain.platforms.probe import probe_all
-
-# A shape on which no size rule bites: multiples of every usual group, block and tile.
-N, K = 512, 512
 
 
 def support_matrix(dtype: str = "bfloat16") -> list[dict[str, Any]]:
@@ -30,7 +28,7 @@ def support_matrix(dtype: str = "bfloat16") -> list[dict[str, Any]]:
                     if kind is ModuleKind.EMBEDDING and not config.quantizes_embeddings:
                         continue
                     embedding = kind is ModuleKind.EMBEDDING
-                    problem: Problem = EmbeddingProblem(weight, N, K, dtype) if embedding else LinearProblem(weight, activation, N, K, dtype)
+                    problem: Problem = EmbeddingProblem(weight, *SHAPE, dtype) if embedding else LinearProblem(weight, activation, *SHAPE, dtype)
                     kernels[kind.value] = _chosen(problem, platform)
                 rows.append({"format": name, "aliases": list(config.aliases), "scheme": scheme, "platform": platform, "kernels": kernels})
     return rows

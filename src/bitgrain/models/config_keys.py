@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isfinite
-from typing import Any
+from typing import Any, ClassVar
 
-from bitgrain.formats.settings import Settings
+from bitgrain.formats.config_reader import ConfigReader
 
 # Keys that would change an architecture's arithmetic, and the values with which they do not.  An architecture that
 # implements one of them says so in its traits.
@@ -48,23 +48,10 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-class ConfigKeys(Settings):
+class ConfigKeys(ConfigReader):
     """The keys of config.json or of a section of it; problems are collected, unknown keys are left to the caller."""
 
-    def number(self, *keys: str, default: float | None = None, minimum: float = 0.0, strict: bool = True) -> float:
-        """A finite number above `minimum` (or equal to it, unless `strict`); without a default its absence is a problem."""
-        key, value = self.read(*keys)
-        needed = f"a number {'>' if strict else '>='} {minimum:g}"
-        if value is None:
-            if default is None:
-                self.problem(key, "absent", needed, "fetch the checkpoint's complete configuration")
-                return minimum + 1.0
-            return default
-        valid = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
-        if not valid or value < minimum or (strict and value == minimum):
-            self.problem(key, repr(value), needed)
-            return default if default is not None else minimum + 1.0
-        return float(value)
+    joint: ClassVar[str] = ": "  # after the name of a file
 
     def optional_number(self, *keys: str, minimum: float = 0.0) -> float | None:
         """A finite number above `minimum`, or None when absent."""

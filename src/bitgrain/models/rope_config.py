@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitgrain.errors import ConfigError, ConflictingConfigError
-from bitgrain.formats.config_keys import words
+from bitgrain.formats.config_reader import words
 from bitgrain.layers.rotary import DynamicRope, LinearRope, Llama3Rope, LongRope, Rope, YarnRope
 from bitgrain.models.config_keys import ConfigKeys
 

@@ -106,7 +106,9 @@ def unpack_dense(stream: Tensor, bits: int, count: int) -> Tensor:
         return stream.clone()
     mask = (1 << bits) - 1
     if bits in (1, 2, 4):
-        lanes = torch.stack([(stream >> (bits * i)) & mask for i in range(8 // bits)], dim=-1)
+        lanes = torch.empty((*stream.shape, 8 // bits), dtype=torch.uint8, device=stream.device)
+        for i in range(8 // bits):
+            torch.bitwise_and(stream >> (bits * i), mask, out=lanes[:, :, i])
         return lanes.flatten(1)[:, :count].contiguous()
     chunks = _pad_columns(stream, bits).reshape(stream.shape[0], -1, bits)
     block = torch.zeros(chunks.shape[:2], dtype=torch.int64, device=stream.device)

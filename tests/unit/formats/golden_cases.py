@@ -27,7 +27,7 @@ class Case:
             n: json.loads((folder / n).read_text()) for n in ("quantization_config.json", "quantize_config.json", "quant_config.json") if (folder / n).is_file()
         }
         self.files = [safe_open(str(folder / n), "pt") for n in self.facts["files"] if n.endswith(".safetensors")]
-        self.owner = {name: file for file in self.files for name in file.keys()}
+        self.owner = {name: file for file in self.files for name in file.keys()}  # noqa: SIM118 (the reader is no dict)
         self.headers = {name: self._header(name) for name in self.owner}
 
     def _header(self, name: str) -> TensorHeader:

@@ -345,6 +345,38 @@ def test_impossible_scale_is_refused(damage):
         parse(section(W4_G32)).decide(view(tensors)).scheme.to_weight(tensors)
 
 
+def full_range_module(packed):
+    """A module as a full-range symmetric quantizer writes it: the value of largest magnitude has the lowest code."""
+    torch.manual_seed(7)
+    values = torch.randn(16, 2, 32)
+    largest = values.gather(2, values.abs().argmax(2, keepdim=True))
+    scale = (-largest / 8).half()
+    codes = (values / scale.float()).round().clamp(-8, 7).reshape(16, 64).to(torch.int8)
+    wanted = codes.float() * scale.float().squeeze(2).repeat_interleave(32, 1)
+    words = {"weight_packed": bytes_as_words(pack_dense((codes + 8).to(torch.uint8), 4)), "weight_shape": torch.tensor([16, 64])}
+    return (words if packed else {"weight": codes}) | {"weight_scale": scale.squeeze(2)}, wanted
+
+
+@pytest.mark.parametrize("storage", ["pack-quantized", "int-quantized"])
+def test_scales_that_carry_the_sign_of_a_full_range_quantizer_are_decoded(storage):
+    tensors, wanted = full_range_module(storage == "pack-quantized")
+    assert bool((tensors["weight_scale"] < 0).any())
+    weight = parse(section(W4_G32, storage, version=None)).decide(view(tensors)).scheme.to_weight(tensors)
+    assert torch.equal(weight.dequantize(), wanted)
+
+
+@pytest.mark.parametrize("damage", ["library", "all-negative", "not-lowest"])
+def test_negative_scales_that_no_full_range_quantizer_writes_are_refused(damage):
+    tensors, _ = full_range_module(False)
+    if damage == "all-negative":
+        tensors["weight_scale"] = -tensors["weight_scale"].abs()
+    if damage == "not-lowest":
+        tensors["weight"] = tensors["weight"].clamp(min=-7)
+    config = section(W4_G32, "int-quantized", version="0.19.0" if damage == "library" else None)
+    with pytest.raises(BadValueError, match="negative scales"):
+        parse(config).decide(view(tensors)).scheme.to_weight(tensors)
+
+
 def test_zero_scales_of_an_empty_weight_are_accepted():
     tensors, _ = packed_module()
     tensors["weight_packed"].fill_(-2004318072)  # 0x88888888: every code is zero
@@ -488,7 +520,7 @@ def test_presets_equal_the_library():
 # --- refusals by name ---------------------------------------------------------------------------------------------------
 REFUSALS = {
     "argument": (lambda c: c["config_groups"]["group_0"]["weights"].update(num_bit=4), ConfigError, r"num_bit\b.*\n.*num_bits"),
-    "group-key": (lambda c: c["config_groups"]["group_0"].update(weight={"num_bits": 4}), ConfigError, r"group_0\.weight\b.*\n.*weights"),
+    "group-key": (lambda c: c["config_groups"]["group_0"].update(weight={"num_bits": 4}), ConfigError, r"group_0: unknown keys: weight\b.*\n.*weights"),
     "top-key": (lambda c: c.update(ignored=["a"]), ConfigError, r"ignored.*\n.*ignore"),
     "bits": (lambda c: c["config_groups"]["group_0"]["weights"].update(num_bits=16), ConfigError, "num_bits"),
     "group-size": (lambda c: c["config_groups"]["group_0"]["weights"].update(group_size=0), ConfigError, "group_size"),
@@ -500,6 +532,7 @@ REFUSALS = {
     "group-format": (lambda c: c["config_groups"]["group_0"].update(format="marlin-24"), UnknownFormatError, "marlin-24"),
     "unknown-format": (lambda c: c.update(format="zip"), UnknownFormatError, "zip"),
     "fp4": (lambda c: c["config_groups"]["group_0"].update(weights={"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}), UnknownFormatError, "nvfp4"),
+    "float-bits": (lambda c: c["config_groups"]["group_0"].update(weights={"num_bits": 4, "type": "float"}), UnknownFormatError, r"weights\.num_bits"),
     "preset": (lambda c: c.update(config_groups={"NVFP4": ["Linear"]}), UnknownFormatError, "NVFP4"),
     "unknown-preset": (lambda c: c.update(config_groups={"W3A3": ["Linear"]}), ConfigError, "W3A3"),
     "sparsity": (lambda c: c.update(sparsity_config={"format": "sparse-24-bitmask"}), ConfigError, "sparsity_config"),
@@ -541,6 +574,17 @@ def test_uncompressed_status_is_refused_unless_tensors_are_dense(status):
         parse(config, dense | {f"{NAME}.weight_scale": torch.ones(1)})
 
 
+def test_frozen_status_over_compressed_weights_is_accepted():
+    # what early releases wrote; the weights themselves are packed
+    tensors, _ = packed_module()
+    config = section(W4_G32, quantization_status="frozen", version=None)
+    stored = {f"{NAME}.{local}": t for local, t in tensors.items()}
+    expected = parse(section(W4_G32)).decide(view(tensors)).scheme.to_weight(tensors).dequantize()
+    assert torch.equal(parse(config, stored).decide(view(tensors)).scheme.to_weight(tensors).dequantize(), expected)
+    with pytest.raises(ConfigError, match="quantization_status.*input_scale"):
+        parse(config, stored | {"model.layers.0.mlp.up_proj.weight": torch.ones(4, 8), "model.layers.0.mlp.up_proj.input_scale": torch.ones(1)})
+
+
 def test_dense_format_with_quantized_tensors_is_refused():
     tensors, _ = packed_module()
     with pytest.raises(LabelMismatchError, match="dense"):
@@ -558,6 +602,14 @@ def test_tensor_names_without_configuration_ask_for_it():
 def test_detection_leaves_other_methods_alone():
     assert CompressedTensorsConfig.detect(evidence({"quant_method": "modelopt", "config_groups": {}})) is None
     assert CompressedTensorsConfig.detect(evidence({"config_groups": {}})).score == 90
+
+
+def test_section_nested_in_the_oldest_key_is_read():
+    nested = section(W4_G32)
+    del nested["quant_method"]
+    found = evidence({"quantization_config": nested, "sparsity_config": {"format": "dense"}})
+    assert CompressedTensorsConfig.detect(found).score == 90
+    assert CompressedTensorsConfig.parse(found).groups[0].weights.group_size == 32
     assert CompressedTensorsConfig.detect(evidence({"quant_method": "compressed_tensors"})).score == 100
 
 

@@ -52,7 +52,7 @@ def test_fixture_weights_equal_golden(folder):
 @pytest.mark.parametrize("folder", golden_cases("fp8"))
 def test_golden_module_equals_golden(folder):
     case = Case(folder)
-    assert decode_all(case, FP8Config.parse(case.evidence())) == 2
+    assert decode_all(case, FP8Config.parse(case.evidence())) == len(case.facts["checks"]) > 0
 
 
 # --- what scales mean ---------------------------------------------------------------------------------------------------

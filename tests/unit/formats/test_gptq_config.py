@@ -62,7 +62,7 @@ def test_unknown_keys_are_all_named_with_their_nearest():
         ({"is_marlin_format": True, "sym": False}, "Marlin"),
         ({"dynamic": []}, "dynamic: a list"),
         ({"dynamic": {"(": {"bits": 8}}}, "regular expression"),
-        ({"dynamic": {"a": {"bits": 9}}}, r"dynamic\['a'\]: bits: 9"),
+        ({"dynamic": {"a": {"bits": 9}}}, r"dynamic\['a'\]\.bits: 9"),
         ({"dynamic": {"a": {"bitz": 8}}}, "bitz"),
         ({"dynamic": {"a": 8}}, r"dynamic\['a'\]"),
         ({"modules_in_block_to_quantize": [3]}, "modules_in_block_to_quantize"),

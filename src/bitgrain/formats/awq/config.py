@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bitgrain.errors import BitgrainError, ConflictingConfigError, LabelMismatchError, ShapeMismatchError, UnexpectedTensorError
 from bitgrain.formats.awq.schemes import BITS, PER_WORD, GemmScheme, GemvFastScheme, GemvScheme
 from bitgrain.formats.base import Detection, Evidence, ModuleKind, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.config_reader import ConfigReader
+from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.marlin_tiles import marlin_scheme
 from bitgrain.formats.matching import SegmentRules
-from bitgrain.formats.settings import Settings
 from bitgrain.formats.word_packed import (
     METADATA_KEYS,
     DynamicRule,
@@ -21,6 +22,7 @@ from bitgrain.formats.word_packed import (
     read_neutral_keys,
     scale_dtype_of,
 )
+from bitgrain.weights import ActivationSpec, WeightSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -66,6 +68,10 @@ class AwqConfig(QuantConfig):
     lm_head: bool | None = None
 
     @classmethod
+    def examples(cls) -> tuple[tuple[str, WeightSpec, ActivationSpec], ...]:
+        return examples_of(GemmScheme(SHAPE, 128, "F16"))
+
+    @classmethod
     def detect(cls, evidence: Evidence) -> Detection | None:
         method = evidence.method
         if method is not None:
@@ -80,7 +86,7 @@ class AwqConfig(QuantConfig):
 
     @classmethod
     def parse(cls, evidence: Evidence) -> Self:
-        settings = Settings(evidence.settings())
+        settings = ConfigReader(evidence.settings())
         problems = settings.problems
         version = _read_version(settings, evidence)
         settings.integer("bits", "w_bit", allowed=(BITS,), default=BITS)
@@ -162,7 +168,7 @@ def _detect_tensors(evidence: Evidence) -> Detection | None:
     return None
 
 
-def _read_version(settings: Settings, evidence: Evidence) -> str:
+def _read_version(settings: ConfigReader, evidence: Evidence) -> str:
     """The layout's name.  Files may spell it in other cases, so the comparison between them is made here."""
     stated: dict[str, str] = {}
     for source, section in {**evidence.sidecars, settings.where: evidence.quantization or {}}.items():
@@ -185,7 +191,7 @@ def _read_version(settings: Settings, evidence: Evidence) -> str:
     return version
 
 
-def _read_symmetry(settings: Settings, version: str) -> bool:
+def _read_symmetry(settings: ConfigReader, version: str) -> bool:
     """Whether the configuration promises zero points of 8: `sym`, or the opposite of `zero_point`."""
     zero_point, sym = settings.flag("zero_point"), settings.flag("sym")
     if zero_point is not None and sym is not None and zero_point == sym:

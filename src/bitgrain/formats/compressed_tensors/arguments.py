@@ -9,16 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bitgrain.errors import BitgrainError, ConfigError, UnknownFormatError, raise_all
-from bitgrain.formats.config_keys import block_of, unknown_keys, words
+from bitgrain.errors import BitgrainError, ConfigError, UnknownFormatError
+from bitgrain.formats.config_reader import ConfigReader
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec
 
-ARGUMENT_KEYS = words(
-    "num_bits type symmetric group_size strategy block_structure dynamic actorder scale_dtype zp_dtype observer observer_kwargs"
-)
 STRATEGIES = ("tensor", "channel", "group", "block", "token", "tensor_group", "attn_head")
 # What `actorder` says about stored tensors: only the first three come with a group index.
 ACTIVATION_ORDERS = {"group": True, "dynamic": True, "true": True, "weight": False, "static": False, "false": False, "none": False}
+_DYNAMIC = "true or false; partly dynamic quantization belongs to fp4, which is not supported by this version"
 LATER = "this format is not supported by this version; use a checkpoint with int or fp8 weights, or a later release"
 
 
@@ -55,80 +53,26 @@ def parse_arguments(where: str, data: Any) -> QuantizationArgs:
     """
     if not isinstance(data, Mapping):
         raise ConfigError(where, repr(data), "an object of quantization arguments, or null", "correct the configuration")
-    problems = unknown_keys(where, data, ARGUMENT_KEYS)
-    reader = _Reader(where, data, problems)
-    bits = reader.integer("num_bits", 8, 1, 8)
-    kind = reader.word("type", "int", ("int", "float"))
+    reader = ConfigReader(data, where)
+    reader.skip(("scale_dtype", "zp_dtype", "observer", "observer_kwargs"))
+    bits = reader.integer("num_bits", allowed=range(1, 9), default=8)
+    kind = reader.choice("type", {"int": "int", "float": "float"}, "int")
     _refuse_small_floats(where, data, kind, bits)
-    group = reader.integer("group_size", 0, -1, 1 << 30)
+    group = reader.integer("group_size", allowed=range(-1, (1 << 30) + 1), default=0)
     inferred = "group" if group > 0 else "channel" if group == -1 else "tensor"
-    strategy = reader.word("strategy", inferred, STRATEGIES)
-    block = reader.block()
     args = QuantizationArgs(
-        bits, kind, reader.flag("symmetric", True), strategy, max(group, 0), block, reader.dynamic(), reader.act_order()
+        bits,
+        kind,
+        reader.flag("symmetric") is not False,
+        reader.choice("strategy", {s: s for s in STRATEGIES}, inferred),
+        max(group, 0),
+        reader.block("block_structure"),
+        reader.flag("dynamic", needed=_DYNAMIC) is True,
+        reader.choice("actorder", ACTIVATION_ORDERS, "none"),
     )
-    problems += _impossible(where, args)
-    raise_all(where, problems)
+    reader.problems += _impossible(where, args)
+    reader.finish()
     return args
-
-
-class _Reader:
-    """Reads typed values, collecting problems instead of stopping at the first."""
-
-    def __init__(self, where: str, data: Mapping[str, Any], problems: list[BitgrainError]) -> None:
-        self.where, self.data, self.problems = where, data, problems
-
-    def _refuse(self, key: str, needed: str) -> None:
-        self.problems.append(ConfigError(f"{self.where}.{key}", repr(self.data.get(key)), needed, "correct the configuration"))
-
-    def integer(self, key: str, default: int, low: int, high: int) -> int:
-        value = self.data.get(key)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            self._refuse(key, f"an integer in [{low}, {high}]")
-            return default
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.data.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            self._refuse(key, "true or false")
-            return default
-        return value
-
-    def word(self, key: str, default: str, known: tuple[str, ...]) -> str:
-        value = self.data.get(key)
-        if value is None:
-            return default
-        word = str(value).lower()
-        if word not in known:
-            self._refuse(key, f"one of {', '.join(known)}")
-            return default
-        return word
-
-    def block(self) -> tuple[int, int] | None:
-        try:
-            return block_of(f"{self.where}.block_structure", self.data.get("block_structure"))
-        except BitgrainError as problem:
-            self.problems.append(problem)
-            return None
-
-    def dynamic(self) -> bool:
-        value = self.data.get("dynamic", False)
-        if value is not None and not isinstance(value, bool):
-            self._refuse("dynamic", "true or false; partly dynamic quantization belongs to fp4, which is not supported by this version")
-            return False
-        return bool(value)
-
-    def act_order(self) -> bool:
-        word = str(self.data.get("actorder")).lower()
-        if word not in ACTIVATION_ORDERS:
-            self._refuse("actorder", f"null, true, false or one of {', '.join(w for w in ACTIVATION_ORDERS if w != 'none')}")
-            return False
-        return ACTIVATION_ORDERS[word]
 
 
 def _refuse_small_floats(where: str, data: Mapping[str, Any], kind: str, bits: int) -> None:
@@ -137,7 +81,7 @@ def _refuse_small_floats(where: str, data: Mapping[str, Any], kind: str, bits: i
     if kind == "float" and (bits != 8 or scale in ("uint8", "float8_e8m0fnu") or str(data.get("strategy")).lower() == "tensor_group"):
         family = "nvfp4" if str(data.get("strategy")).lower() == "tensor_group" else f"mxfp{bits}"
         raise UnknownFormatError(
-            where,
+            f"{where}.num_bits" if bits != 8 else where,
             f"{bits}-bit floats, strategy {data.get('strategy')!r}, scale_dtype {data.get('scale_dtype')!r}: {family}",
             "8-bit floats with float scales, or integers",
             LATER,

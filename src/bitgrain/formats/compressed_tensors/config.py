@@ -6,9 +6,9 @@ Source: formats specification, section 4; compressed-tensors 0.17 quantization/q
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
 from bitgrain.errors import (
@@ -18,19 +18,19 @@ from bitgrain.errors import (
     LabelMismatchError,
     MissingTensorError,
     RuleMismatchError,
-    raise_all,
 )
 from bitgrain.formats.base import MATRIX_KINDS, Detection, Evidence, KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
-from bitgrain.formats.compressed_tensors.arguments import QuantizationArgs, parse_arguments
+from bitgrain.formats.compressed_tensors.arguments import PRESETS, QuantizationArgs, activation_spec, parse_arguments
 from bitgrain.formats.compressed_tensors.geometry import matrix_shape, packing_of
 from bitgrain.formats.compressed_tensors.groups import PLAIN_FORMATS, Group, parse_format, parse_groups
 from bitgrain.formats.compressed_tensors.schemes import IntScheme
 from bitgrain.formats.compressed_tensors.targets import TargetRules, specificity
-from bitgrain.formats.config_keys import AUTO_ROUND_KEYS, string_list, unknown_keys, words
+from bitgrain.formats.config_reader import AUTO_ROUND_KEYS, ConfigReader, words
+from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.fp8.schemes import Float8Scheme
 from bitgrain.formats.kv_scales import kv_scales_in
 from bitgrain.formats.stored_scales import cell_of
-from bitgrain.weights import NO_ACTIVATION
+from bitgrain.weights import NO_ACTIVATION, ActivationSpec, WeightSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,8 +51,6 @@ QUANTIZED_WEIGHTS = ("I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ")
 # Transforms at these places are already part of the stored weights.
 OFFLINE_LOCATIONS = ("weight_input", "weight_output")
 
-T = TypeVar("T")
-
 
 @dataclass(slots=True)
 class CompressedTensorsConfig(QuantConfig):
@@ -69,6 +67,7 @@ class CompressedTensorsConfig(QuantConfig):
     name: ClassVar[str] = METHOD
     aliases: ClassVar[tuple[str, ...]] = ("compressed_tensors", "llmcompressor", "llm-compressor")
     informational: ClassVar[frozenset[str]] = frozenset({"version", "global_compression_ratio", "run_compressed", "provider"})
+    quantizes_embeddings: ClassVar[bool] = True
 
     groups: tuple[Group, ...]
     format: str
@@ -81,12 +80,20 @@ class CompressedTensorsConfig(QuantConfig):
         self.targets = TargetRules((t for g in self.groups for t in g.targets), f"{WHERE}.config_groups")
 
     @classmethod
+    def examples(cls) -> tuple[tuple[str, WeightSpec, ActivationSpec], ...]:
+        per_row, static = QuantizationArgs(strategy="channel"), QuantizationArgs(symmetric=False)
+        pairs = [(per_row, None), (per_row, static), *(pair for name, pair in PRESETS.items() if name not in ("INT8", "W8A16"))]
+        return examples_of(*(_example(weights, inputs) for weights, inputs in pairs if weights is not None))
+
+    @classmethod
     def detect(cls, evidence: Evidence) -> Detection | None:
         if evidence.method == METHOD:
             return Detection(100, ("quant_method is 'compressed-tensors'",))
         if evidence.method is not None:
             return None
-        if "config_groups" in (evidence.quantization or {}):
+        section = evidence.quantization or {}
+        nested = section.get("quantization_config")
+        if "config_groups" in section or (isinstance(nested, Mapping) and "config_groups" in nested):
             return Detection(90, ("the quantization section has config_groups and no quant_method",))
         if evidence.quantization is None and {"weight_packed", "weight_scale", "weight_shape"} <= evidence.suffixes.keys():
             return Detection(50, (f"{evidence.suffixes['weight_packed']} with weight_scale and weight_shape beside it",))
@@ -98,21 +105,22 @@ class CompressedTensorsConfig(QuantConfig):
         nested = settings.pop("quantization_config", None)
         if isinstance(nested, Mapping):
             settings |= nested
-        problems = unknown_keys(WHERE, settings, KEYS | AUTO_ROUND_KEYS)
-        problems += _unsupported(settings) + _status_problems(settings, evidence)
-        groups = _collect(problems, lambda: parse_groups(f"{WHERE}.config_groups", settings.get("config_groups")))
-        storage = _collect(problems, lambda: parse_format(f"{WHERE}.format", settings.get("format")))
-        ignore = _collect(problems, lambda: string_list(f"{WHERE}.ignore", settings.get("ignore")))
+        reader = ConfigReader(settings, WHERE)
+        reader.skip(KEYS | AUTO_ROUND_KEYS)
+        reader.problems += _unsupported(settings) + _status_problems(settings, evidence)
+        groups = reader.collect(lambda: parse_groups(f"{WHERE}.config_groups", settings.get("config_groups")))
+        storage = reader.collect(lambda: parse_format(f"{WHERE}.format", settings.get("format")))
+        ignore = reader.names("ignore")
         scheme = settings.get("kv_cache_scheme")
-        cache = _collect(problems, lambda: None if scheme is None else parse_arguments(f"{WHERE}.kv_cache_scheme", scheme))
+        cache = reader.collect(lambda: None if scheme is None else parse_arguments(f"{WHERE}.kv_cache_scheme", scheme))
         cache = cache or next((g.cache for g in groups or () if g.cache is not None), None)
-        _collect(problems, lambda: _cache_element(cache))
-        raise_all(f"{WHERE} (compressed-tensors)", problems)
+        reader.collect(lambda: _cache_element(cache))
+        reader.finish()
         return cls(
             groups or (),
             storage or "",
             _version(settings.get("version")),
-            TargetRules(ignore or (), f"{WHERE}.ignore"),
+            TargetRules(ignore, f"{WHERE}.ignore"),
             cache,
             trust_tensors=evidence.trust_tensors,
         )
@@ -203,9 +211,9 @@ class CompressedTensorsConfig(QuantConfig):
             scale.dtype if scale is not None and scale.dtype in FLOAT_CODES else "BF16",
             args.act_order,
             "weight_g_idx" in module.tensors,
-            # the library states its version and derives scales from absolute maxima; AutoRound, which states none, maps
-            # the value of largest magnitude to the lowest code, so that its symmetric scales carry that value's sign
-            args.symmetric and self.version is None,
+            # the library derives scales from absolute maxima and, early releases apart, states its version; AutoRound, stating
+            # none, gives the value of largest magnitude the lowest code, so that symmetric scales carry a sign
+            args.symmetric and args.strategy in ("channel", "group") and not args.act_order and self.version is None,
         )
 
     def _is_packed(self, module: ModuleView, group: Group) -> bool:
@@ -243,6 +251,14 @@ class CompressedTensorsConfig(QuantConfig):
                 "fetch or write the checkpoint again, or set kv_cache_scheme to null",
             )
         return KVCacheScheme(element, granularity, args.symmetric, scales)
+
+
+def _example(weights: QuantizationArgs, inputs: QuantizationArgs | None) -> Scheme:
+    """The scheme that arguments give a module of the shape of examples."""
+    activation, cell = activation_spec("example", inputs), cell_of(weights.strategy, SHAPE, weights.group_size, weights.block)
+    if weights.type == "float":
+        return Float8Scheme(SHAPE, activation, "F8_E4M3", cell)
+    return IntScheme(SHAPE, activation, weights.num_bits, cell, weights.symmetric)
 
 
 def _cache_element(args: QuantizationArgs | None) -> tuple[str, str]:
@@ -310,27 +326,32 @@ def _online_places(group: Any) -> list[str]:
 
 
 def _status_problems(settings: Mapping[str, Any], evidence: Evidence) -> list[BitgrainError]:
-    """A checkpoint that was not compressed holds float weights; scales beside them mean rounding at run time."""
+    """A checkpoint that was not compressed holds float weights; scales beside them mean rounding at run time.
+
+    Early releases wrote "frozen" into compressed checkpoints too, so there only float weights beside scales tell.
+    """
     status = settings.get("quantization_status")
     if status is not None and status not in STATUSES:
         return [ConfigError(f"{WHERE}.quantization_status", repr(status), f"one of {', '.join(STATUSES)}", "correct the configuration")]
-    quantized = sorted(QUANTIZED_NAMES & evidence.suffixes.keys())
-    if status in (None, "compressed") or not quantized:
+    if status in (None, "compressed"):
+        return []
+    named = (name for name in evidence.tensors if name.rpartition(".")[2] in QUANTIZED_NAMES)
+    if status == "frozen":
+        named = (name for name in named if _weight_is_float(evidence, name))
+    found = min(named, default=None)
+    if found is None:
         return []
     return [
         ConfigError(
             f"{WHERE}.quantization_status",
-            f"{status!r}, and quantization tensors such as {evidence.suffixes[quantized[0]]}",
+            f"{status!r}, and quantization tensors such as {found}",
             "'compressed', or dense weights without quantization tensors",
             "save the model compressed; weights that are rounded at run time are not supported by this version",
         )
     ]
 
 
-def _collect(problems: list[BitgrainError], read: Callable[[], T]) -> T | None:
-    """read(), or None after its BitgrainError was added to `problems`."""
-    try:
-        return read()
-    except BitgrainError as problem:
-        problems.append(problem)
-        return None
+def _weight_is_float(evidence: Evidence, name: str) -> bool:
+    """Whether the module of a quantization tensor stores its weight as 16- or 32-bit floats."""
+    weight = evidence.tensors.get(f"{name.rpartition('.')[0]}.weight")
+    return weight is not None and weight.dtype in FLOAT_CODES

@@ -17,10 +17,9 @@ from bitgrain.formats.compressed_tensors.arguments import (
     parse_arguments,
 )
 from bitgrain.formats.compressed_tensors.targets import names_cache_projections
-from bitgrain.formats.config_keys import string_list, unknown_keys, words
+from bitgrain.formats.config_reader import ConfigReader
 from bitgrain.weights import ActivationSpec
 
-GROUP_KEYS = words("targets weights input_activations output_activations format")
 # Formats that store one value per element in `weight`; the names differ by history, the tensors do not.
 PLAIN_FORMATS = ("int-quantized", "float-quantized", "naive-quantized")
 FORMATS = ("dense", *PLAIN_FORMATS, "pack-quantized", "mixed-precision")
@@ -101,16 +100,18 @@ def parse_groups(where: str, value: Any) -> tuple[Group, ...]:
 
 def _parse_group(where: str, name: str, entry: Any) -> Group:
     if isinstance(entry, list):
-        return _preset(where, name, string_list(where, entry))
+        preset = ConfigReader({"targets": entry}, where)
+        targets = preset.names("targets")
+        preset.finish()
+        return _preset(where, name, targets)
     if not isinstance(entry, Mapping):
         raise ConfigError(where, repr(entry), "an object, or a list of targets under a preset's name", "correct the configuration")
-    problems = unknown_keys(where, entry, GROUP_KEYS)
-    targets = string_list(f"{where}.targets", entry.get("targets"))
-    if not targets:
-        problems.append(
-            ConfigError(f"{where}.targets", repr(entry.get("targets")), "a list of at least one target", "correct the configuration")
-        )
-    raise_all(where, problems)
+    reader = ConfigReader(entry, where)
+    reader.skip(("weights", "input_activations", "output_activations", "format"))
+    targets = reader.names("targets")
+    if not targets and not reader.problems:
+        reader.problem("targets", repr(entry.get("targets")), "a list of at least one target")
+    reader.finish()
 
     def read(key: str) -> QuantizationArgs | None:
         return None if entry.get(key) is None else parse_arguments(f"{where}.{key}", entry[key])

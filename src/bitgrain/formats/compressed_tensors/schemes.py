@@ -48,7 +48,7 @@ class IntScheme(Scheme):
         scale_dtype:  element type of the scales as safetensors spells it.
         act_order:    columns look their group up in `weight_g_idx`.
         stored_index: a `weight_g_idx` is stored though there is no act-order; it must name the natural order.
-        signed_scale: scales may be negative.
+        signed_scale: the writer may be one whose scales carry a sign; the values decide.
     """
 
     shape: tuple[int, int]
@@ -110,12 +110,13 @@ class IntScheme(Scheme):
         """IntAffineWeight with unsigned codes q + 2**(bits-1); see Scheme.to_weight."""
         packed = self._plain_codes(tensors["weight"]) if self.packing == "plain" else self._packed_codes(tensors)
         scale = tensors["weight_scale"]
+        grid = grid_of(self.shape, self.cell)
         if not bool(scale.any()):
             empty = 1 << (self.bits - 1)
             checked_scale("weight_scale", scale, unpack_dense(packed, self.bits, self.shape[1]), empty)
         else:
-            checked_scale("weight_scale", scale, packed, signed=self.signed_scale)
-        grid = grid_of(self.shape, self.cell)
+            signed = self.signed_scale and self._signs_are_meant(packed, scale.reshape(grid))
+            checked_scale("weight_scale", scale, packed, signed=signed)
         zero: int | Tensor = 1 << (self.bits - 1)
         if self.symmetric:
             require_no_zero_point("weight_zero_point", tensors.get("weight_zero_point"))
@@ -127,6 +128,20 @@ class IntScheme(Scheme):
 
     def to_activation(self, tensors: Mapping[str, Tensor]) -> ActivationSpec:
         return filled_activation(self.activation, dict(tensors))
+
+    def _signs_are_meant(self, packed: Tensor, scale: Tensor) -> bool:
+        """Whether negative scales look written so: of both signs, and nearly every negative one with the lowest code in its cell.
+
+        A quantizer that gives the value of largest magnitude the lowest code leaves such scales; one that divides by an
+        absolute maximum has the lowest code in about half of its cells, which a scale of the wrong sign would keep.
+        """
+        negative = self._expand_rows(scale) < 0
+        if bool(negative.all()) or not bool(negative.any()):
+            return False
+        lowest = unpack_dense(packed, self.bits, self.shape[1]) == 0
+        group = torch.arange(self.shape[1], device=packed.device) // self.cell[1]
+        count = torch.zeros(negative.shape, device=packed.device).index_add_(1, group, lowest.float())
+        return float((count[negative] > 0).float().mean()) > 0.75
 
     def _plain_codes(self, weight: Tensor) -> Tensor:
         """Dense stream of unsigned codes, uint8 [N, ceil(K * bits / 8)], of signed codes int8 [N, K]."""

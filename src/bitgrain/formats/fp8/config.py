@@ -13,17 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
-from bitgrain.errors import BitgrainError, ConfigError, UnknownFormatError, raise_all
+from bitgrain.errors import ConfigError, UnknownFormatError
 from bitgrain.formats.base import Detection, Evidence, KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
-from bitgrain.formats.config_keys import AUTO_ROUND_KEYS, block_of, string_list, unknown_keys, words
+from bitgrain.formats.config_reader import AUTO_ROUND_KEYS, ConfigReader, words
+from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.fp8.schemes import FLOAT8_CODES, Float8Scheme
 from bitgrain.formats.kv_scales import kv_scales_in
 from bitgrain.formats.matching import SegmentRules, matches_regex
 from bitgrain.formats.stored_scales import E8M0_CODES, cell_of
-from bitgrain.weights import NO_ACTIVATION, ActivationSpec
+from bitgrain.weights import NO_ACTIVATION, ActivationSpec, WeightSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,8 +36,10 @@ ELEMENTS = {
     "e4m3": "F8_E4M3", "e4m3fn": "F8_E4M3", "float8_e4m3": "F8_E4M3", "float8_e4m3fn": "F8_E4M3",
     "e5m2": "F8_E5M2", "float8_e5m2": "F8_E5M2",
     "e4m3fnuz": "F8_E4M3FNUZ", "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "fp8": "", "": "",
 }  # fmt: skip
-STRATEGIES = {"row": "channel", "block": "block", "tensor": "tensor"}
+STRATEGIES = {"row": "channel", "block": "block", "tensor": "tensor", "": ""}
+FP8 = "fp8_e4m3fn"
 FBGEMM_UPPER_BOUND = 1200.0
 
 FP8_KEYS = words(
@@ -72,6 +75,7 @@ class FP8Config(QuantConfig):
     name: ClassVar[str] = "fp8"
     aliases: ClassVar[tuple[str, ...]] = ("fbgemm_fp8", "fbgemm-fp8", "fp8_block", "finegrained_fp8")
     informational: ClassVar[frozenset[str]] = frozenset({"meta", "autoround_version", "provider"})
+    quantizes_embeddings: ClassVar[bool] = True
 
     strategy: str
     block: tuple[int, int] | None
@@ -83,6 +87,17 @@ class FP8Config(QuantConfig):
     ignored: SegmentRules
     excluded: tuple[str, ...]
     cache: str
+
+    @classmethod
+    def examples(cls) -> tuple[tuple[str, WeightSpec, ActivationSpec], ...]:
+        schemes = (
+            ("block", ActivationSpec(FP8, "group", 128)),
+            ("channel", ActivationSpec(FP8, "token")),
+            ("tensor", ActivationSpec(FP8, "tensor", dynamic=False)),
+        )
+        return examples_of(
+            *(Float8Scheme(SHAPE, activation, "F8_E4M3", cell_of(strategy, SHAPE, block=(128, 128))) for strategy, activation in schemes)
+        )
 
     @classmethod
     def detect(cls, evidence: Evidence) -> Detection | None:
@@ -101,31 +116,29 @@ class FP8Config(QuantConfig):
 
     @classmethod
     def parse(cls, evidence: Evidence) -> Self:
-        settings = evidence.settings()
-        where = "quantization_config"
-        problems = unknown_keys(where, settings, FP8_KEYS | AUTO_ROUND_KEYS | GPTQMODEL_KEYS)
-        problems += _unsupported(where, settings) + _no_float8(where, evidence)
+        # names alone: the only writers without a configuration use 128 x 128 blocks; shapes are checked against it
+        unstated = {"weight_block_size": [128, 128], "activation_scheme": "dynamic"} if evidence.method is None else {}
+        reader = ConfigReader(unstated | evidence.settings())
+        reader.skip(FP8_KEYS | AUTO_ROUND_KEYS | GPTQMODEL_KEYS)
         _refuse_fused_experts(evidence)
-        if evidence.method is None:
-            # names alone: the only writers without a configuration use 128 x 128 blocks; shapes are checked against it
-            settings = {"weight_block_size": [128, 128], "activation_scheme": "dynamic"}
-        block = _collect(problems, lambda: block_of(f"{where}.weight_block_size", settings.get("weight_block_size")))
-        words = _Words(where, settings, problems)
+        excluded = _excluded(reader)
+        _note_dense_tensors(reader, evidence)
         bounded = evidence.method == "fbgemm-fp8"
+        block = reader.block("weight_block_size")
         parsed = cls(
-            strategy=words.strategy(block),
+            strategy=_strategy(reader, block),
             block=block,
-            element=words.element(),
-            inverse=words.inverse(),
-            activation=words.activation(bounded),
-            upper_bound=words.upper_bound(bounded),
-            power_of_two=words.choice("scale_fmt", {"float": False, "ue8m0": True, "": False}),
-            ignored=SegmentRules(_ignored_names(where, settings, problems)),
-            excluded=tuple(rule for rule in _rules_of(settings, "dynamic") if rule.startswith("-:")),
-            cache=words.cache(),
+            element=reader.choice("fmt" if reader.values.get("fmt") is not None else "format", ELEMENTS, ""),
+            inverse=reader.choice("weight_scale_semantics", {"inverse": True, "": False}, ""),
+            activation=_activation(reader, bounded),
+            upper_bound=_upper_bound(reader) if bounded else None,
+            power_of_two=reader.choice("scale_fmt", {"float": False, "ue8m0": True, "": False}, ""),
+            ignored=SegmentRules(dict.fromkeys(reader.names("modules_to_not_convert") + reader.names("ignored_layers"))),
+            excluded=excluded,
+            cache=_cache(reader),
             trust_tensors=evidence.trust_tensors,
         )
-        raise_all("quantization_config (fp8)", problems)
+        reader.finish()
         return parsed
 
     def is_quantized(self, module: ModuleView) -> bool:
@@ -171,125 +184,72 @@ class FP8Config(QuantConfig):
         if self.activation == "none" or module.kind is ModuleKind.EMBEDDING:
             return NO_ACTIVATION
         if self.activation == "static":
-            return ActivationSpec("fp8_e4m3fn", "tensor", dynamic=False)
+            return ActivationSpec(FP8, "tensor", dynamic=False)
         scale_type = "e8m0" if self.power_of_two else "float"
         if strategy == "block" and self.block is not None:
-            return ActivationSpec("fp8_e4m3fn", "group", self.block[1], scale_type=scale_type)
-        return ActivationSpec("fp8_e4m3fn", "token", scale_type=scale_type, upper_bound=self.upper_bound)
+            return ActivationSpec(FP8, "group", self.block[1], scale_type=scale_type)
+        return ActivationSpec(FP8, "token", scale_type=scale_type, upper_bound=self.upper_bound)
 
     def get_kv_cache_scheme(self, module: ModuleView) -> KVCacheScheme:
         return KVCacheScheme(self.cache, scales=kv_scales_in(module))
 
 
-class _Words:
-    """Reads the values that are one of a few words, collecting problems."""
-
-    def __init__(self, where: str, settings: Mapping[str, Any], problems: list[BitgrainError]) -> None:
-        self.where, self.settings, self.problems = where, settings, problems
-
-    def choice(self, key: str, meanings: Mapping[str, Any], default: str = "") -> Any:
-        """What the word under `key` means; a problem and the default's meaning if it is not one of `meanings`."""
-        value = self.settings.get(key)
-        word = default if value is None else str(value).lower()
-        if word in meanings:
-            return meanings[word]
-        self.problems.append(
-            ConfigError(f"{self.where}.{key}", repr(value), f"one of {', '.join(w for w in meanings if w)}", "correct the configuration")
-        )
-        return meanings[default]
-
-    def strategy(self, block: tuple[int, int] | None) -> str:
-        named = str(self.choice("weight_scale_method", {**STRATEGIES, "": ""}))
-        if named and (named == "block") != (block is not None):
-            self.problems.append(
-                ConfigError(
-                    f"{self.where}.weight_block_size",
-                    repr(self.settings.get("weight_block_size")),
-                    ("a block" if named == "block" else "null")
-                    + f", because weight_scale_method is {self.settings.get('weight_scale_method')!r}",
-                    "correct one of the two",
-                )
-            )
-        return named or ("block" if block is not None else "")
-
-    def element(self) -> str:
-        key = "fmt" if self.settings.get("fmt") is not None else "format"
-        return str(self.choice(key, {**ELEMENTS, "": "", "fp8": ""}))
-
-    def inverse(self) -> bool:
-        return bool(self.choice("weight_scale_semantics", {"inverse": True, "": False}))
-
-    def activation(self, bounded: bool) -> str:
-        bits = self.settings.get("act_bits")
-        if bounded:
-            return "bounded"
-        if isinstance(bits, int) and bits > 8:
-            return "none"
-        # GPTQModel quantizes weights only; everybody else who leaves the key out means dynamic
-        default = "none" if self.settings.get("weight_scale_semantics") is not None else "dynamic"
-        return str(self.choice("activation_scheme", {"static": "static", "dynamic": "dynamic", "none": "none"}, default))
-
-    def upper_bound(self, bounded: bool) -> float | None:
-        value = self.settings.get("activation_scale_ub", FBGEMM_UPPER_BOUND)
-        if not bounded:
-            return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            self.problems.append(
-                ConfigError(f"{self.where}.activation_scale_ub", repr(value), "a number above zero", "correct the configuration")
-            )
-            return FBGEMM_UPPER_BOUND
-        return float(value)
-
-    def cache(self) -> str:
-        value = self.settings.get("kv_cache_scheme")
-        if isinstance(value, dict) and value.get("num_bits") == 8 and value.get("type") == "float":
-            return "fp8_e4m3fn"
-        return str(self.choice("kv_cache_scheme", {"static": "fp8_e4m3fn", "dynamic": "fp8_e4m3fn", "fp8": "fp8_e4m3fn", "": "none"}))
+def _strategy(reader: ConfigReader, block: tuple[int, int] | None) -> str:
+    """The scales' granularity: as weight_scale_method says, else "block" where there is one, else ""."""
+    named = reader.choice("weight_scale_method", STRATEGIES, "")
+    if named and (named == "block") != (block is not None):
+        method, size = reader.values["weight_scale_method"], reader.values.get("weight_block_size")
+        needed = f"{'a block' if named == 'block' else 'null'}, because weight_scale_method is {method!r}"
+        reader.problem("weight_block_size", repr(size), needed, "correct one of the two")
+    return named or ("block" if block is not None else "")
 
 
-def _rules_of(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The object of per-module rules under a key; empty if it is absent or no object."""
-    value = settings.get(key)
-    return value if isinstance(value, Mapping) else {}
+def _activation(reader: ConfigReader, bounded: bool) -> str:
+    """See FP8Config.activation."""
+    if bounded:
+        return "bounded"
+    bits = reader.values.get("act_bits")
+    if isinstance(bits, int) and bits > 8:
+        return "none"
+    # GPTQModel quantizes weights only; everybody else who leaves the key out means dynamic
+    default = "none" if reader.values.get("weight_scale_semantics") is not None else "dynamic"
+    return reader.choice("activation_scheme", {"static": "static", "dynamic": "dynamic", "none": "none"}, default)
 
 
-def _unsupported(where: str, settings: Mapping[str, Any]) -> list[BitgrainError]:
-    """Settings that change the numbers in a way that this format does not implement."""
-    problems: list[BitgrainError] = []
-    for key in ("dynamic", "extra_config"):
-        if settings.get(key) and not isinstance(settings[key], Mapping):
-            problems.append(ConfigError(f"{where}.{key}", repr(settings[key]), "an object of rules", "correct the configuration"))
-    for rule, change in _rules_of(settings, "dynamic").items():
+def _upper_bound(reader: ConfigReader) -> float:
+    if "activation_scale_ub" in reader.values and reader.values["activation_scale_ub"] is None:
+        # absence means the usual bound; null may mean none
+        reader.problem("activation_scale_ub", "null", "a number above zero, or no such key")
+    return reader.number("activation_scale_ub", default=FBGEMM_UPPER_BOUND)
+
+
+def _cache(reader: ConfigReader) -> str:
+    value = reader.values.get("kv_cache_scheme")
+    if isinstance(value, dict) and value.get("num_bits") == 8 and value.get("type") == "float":
+        return FP8
+    return reader.choice("kv_cache_scheme", {"static": FP8, "dynamic": FP8, "fp8": FP8, "": "none"}, "")
+
+
+def _excluded(reader: ConfigReader) -> tuple[str, ...]:
+    """The rules that exclude modules; others would change the numbers in a way that this format does not implement."""
+    rules = reader.section("dynamic", "an object of rules")
+    for rule, change in rules.items():
         if not rule.startswith("-:"):
             needed = "only rules that exclude modules (-:) beside fp8"
-            problems.append(ConfigError(f"{where}.dynamic[{rule!r}]", repr(change), needed, "write the checkpoint without overrides"))
-    for rule, change in _rules_of(settings, "extra_config").items():
+            reader.problem(f"dynamic[{rule!r}]", repr(change), needed, "write the checkpoint without overrides")
+    for rule, change in reader.section("extra_config", "an object of rules").items():
         bits = change.get("bits", 8) if isinstance(change, Mapping) else None
         if not isinstance(bits, int) or (bits != 8 and bits < 16):
             needed = "bits 8, or 16 for a dense module"
-            problems.append(
-                ConfigError(f"{where}.extra_config[{rule!r}]", repr(change), needed, "this mixture is not supported by this version")
-            )
-    return problems
+            reader.problem(f"extra_config[{rule!r}]", repr(change), needed, "this mixture is not supported by this version")
+    return tuple(rule for rule in rules if rule.startswith("-:"))
 
 
-def _no_float8(where: str, evidence: Evidence) -> list[BitgrainError]:
+def _note_dense_tensors(reader: ConfigReader, evidence: Evidence) -> None:
     """A problem if the configuration says fp8 and nothing is."""
-    if any(header.dtype in FLOAT8_CODES for header in evidence.tensors.values()):
-        return []
-    action = "remove quantization_config; quantizing while loading is not supported by this version"
-    return [ConfigError(where, "it says fp8, but no tensor is an eight-bit float", "a quantized checkpoint", action)]
-
-
-def _ignored_names(where: str, settings: Mapping[str, Any], problems: list[BitgrainError]) -> list[str]:
-    """The rules of both spellings of the ignore list, in order, each once."""
-    names: list[str] = []
-    for key in ("modules_to_not_convert", "ignored_layers"):
-        try:
-            names += string_list(f"{where}.{key}", settings.get(key))
-        except ConfigError as problem:
-            problems.append(problem)
-    return list(dict.fromkeys(names))
+    if not any(header.dtype in FLOAT8_CODES for header in evidence.tensors.values()):
+        found, action = "it says fp8, but no tensor is an eight-bit float", "quantizing while loading is not supported by this version"
+        reader.problems.append(ConfigError(reader.where, found, "a quantized checkpoint", f"remove quantization_config; {action}"))
 
 
 def _refuse_fused_experts(evidence: Evidence) -> None:
@@ -302,12 +262,3 @@ def _refuse_fused_experts(evidence: Evidence) -> None:
             "per-expert tensors such as experts.0.gate_proj.weight and experts.0.gate_proj.weight_scale_inv",
             "fused fp8 experts are not supported by this version; use the checkpoint with per-expert names",
         )
-
-
-def _collect(problems: list[BitgrainError], read: Any) -> Any:
-    """read(), or None after its BitgrainError was added to `problems`."""
-    try:
-        return read()
-    except BitgrainError as problem:
-        problems.append(problem)
-        return None

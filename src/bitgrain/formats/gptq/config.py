@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitgrain.errors import ConfigError, ConflictingConfigError, LabelMismatchError
 from bitgrain.formats.base import Detection, Evidence, ModuleKind, ModuleView, QuantConfig, Scheme
-from bitgrain.formats.gptq.schemes import GptqSettings, gptq_scheme
+from bitgrain.formats.config_reader import ConfigReader
+from bitgrain.formats.examples import SHAPE, examples_of
+from bitgrain.formats.gptq.schemes import GptqScheme, GptqSettings, gptq_scheme
 from bitgrain.formats.marlin_tiles import marlin_scheme
 from bitgrain.formats.matching import SegmentRules
-from bitgrain.formats.settings import Settings
 from bitgrain.formats.word_packed import METADATA_KEYS, DynamicRule, find_dynamic_rule, read_dynamic_rules, read_neutral_keys
+from bitgrain.weights import ActivationSpec, WeightSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -64,6 +66,12 @@ class GptqConfig(QuantConfig):
     ignore: SegmentRules = field(default_factory=lambda: SegmentRules(()))
 
     @classmethod
+    def examples(cls) -> tuple[tuple[str, WeightSpec, ActivationSpec], ...]:
+        settings = [GptqSettings(bits, 128, symmetric=True, reordered=False) for bits in (4, 8, 3)]
+        settings += [GptqSettings(4, 128, symmetric=False, reordered=reordered) for reordered in (False, True)]
+        return examples_of(*(GptqScheme(SHAPE, s, "F16") for s in settings))
+
+    @classmethod
     def detect(cls, evidence: Evidence) -> Detection | None:
         method = evidence.method
         if method is not None:
@@ -76,7 +84,7 @@ class GptqConfig(QuantConfig):
 
     @classmethod
     def parse(cls, evidence: Evidence) -> Self:
-        settings = Settings(evidence.settings())
+        settings = ConfigReader(evidence.settings())
         label = _read_format(settings, evidence.method)
         meta = evidence.settings().get("meta")
         pack_dtype = settings.text("pack_dtype", default="int32").removeprefix("torch.")
@@ -103,10 +111,10 @@ class GptqConfig(QuantConfig):
         settings.finish()
         return config
 
-    def _check_packing(self, settings: Settings) -> None:
+    def _check_packing(self, settings: ConfigReader) -> None:
         """Note widths, words and labels that cannot be together, in the common settings and in each override."""
         variants: dict[str, Mapping[str, Any]] = {"": {}}
-        variants.update({f"dynamic[{rule.key!r}]: ": rule.overrides for rule in self.dynamic if not rule.exclude})
+        variants.update({f"dynamic[{rule.key!r}].": rule.overrides for rule in self.dynamic if not rule.exclude})
         for where, chosen in variants.items():
             bits, word = chosen.get("bits", self.bits), chosen.get("pack_dtype", self.pack_dtype)
             if word not in _WORDS:
@@ -116,7 +124,7 @@ class GptqConfig(QuantConfig):
             if self.checkpoint_format == "marlin" and (bits != 4 or chosen.get("sym", self.sym) is False):
                 settings.problem(f"{where}bits", f"bits {bits}, sym {chosen.get('sym', self.sym)} in Marlin tiles", "4 bits and sym: true")
             if bits in (5, 6, 7) and self.checkpoint_format != "gptq_p" and not self.producer:
-                settings.problems.append(_ambiguous(f"{settings.where}: {where}bits", bits))
+                settings.problems.append(_ambiguous(settings.place(f"{where}bits"), bits))
 
     def is_quantized(self, module: ModuleView) -> bool:
         return not LOCAL_NAMES.isdisjoint(module.tensors)
@@ -200,7 +208,7 @@ def packing_of(bits: int, checkpoint_format: str, producer: str) -> tuple[bool, 
         if producer == "gptqmodel":
             return True, False
         if producer != "auto-round":
-            raise _ambiguous("quantization_config: bits", bits)
+            raise _ambiguous("quantization_config.bits", bits)
     return False, checkpoint_format == "gptq"
 
 
@@ -226,7 +234,7 @@ def _producer(section: Mapping[str, Any]) -> str:
     return "auto-round" if rounds else "gptqmodel"
 
 
-def _read_format(settings: Settings, method: str | None) -> str:
+def _read_format(settings: ConfigReader, method: str | None) -> str:
     """checkpoint_format, from its spellings, the old flag, and quant_method = "marlin"."""
     tiled = settings.flag("is_marlin_format")
     stated = settings.text("checkpoint_format", "format", default="")
@@ -236,7 +244,7 @@ def _read_format(settings: Settings, method: str | None) -> str:
         tiled = True
     if stated and tiled is not None and tiled != (stated == "marlin"):
         found = f"{str(tiled).lower()}, but checkpoint_format is {stated!r}"
-        where = f"{settings.where}: is_marlin_format"
+        where = settings.place("is_marlin_format")
         settings.problems.append(ConflictingConfigError(where, found, "one layout", "correct the wrong key"))
     label = stated or ("marlin" if tiled else "gptq")
     if label not in FORMATS:
@@ -245,7 +253,7 @@ def _read_format(settings: Settings, method: str | None) -> str:
     return label
 
 
-def _read_static_groups(settings: Settings, meta: object) -> bool:
+def _read_static_groups(settings: ConfigReader, meta: object) -> bool:
     """`static_groups`, at the top or among the metadata."""
     top = settings.flag("static_groups")
     return bool(top) or (isinstance(meta, dict) and meta.get("static_groups") is True)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
 from bitgrain.errors import ConfigError, RuleMismatchError
-from bitgrain.formats.base import Detection, Evidence, KVCacheScheme, ModuleView, QuantConfig, Scheme
-from bitgrain.formats.config_keys import words
+from bitgrain.formats.base import DenseScheme, Detection, Evidence, KVCacheScheme, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.config_reader import words
+from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.kv_scales import kv_scales_in
+from bitgrain.weights import ActivationSpec, WeightSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,6 +45,10 @@ class UnquantizedConfig(QuantConfig):
 
     name: ClassVar[str] = "unquantized"
     aliases: ClassVar[tuple[str, ...]] = ("none", "dense", "bf16", "fp16", "fp32", "bfloat16", "float16", "float32")
+
+    @classmethod
+    def examples(cls) -> tuple[tuple[str, WeightSpec, ActivationSpec], ...]:
+        return examples_of(DenseScheme(SHAPE, "BF16"))
 
     @classmethod
     def detect(cls, evidence: Evidence) -> Detection | None:

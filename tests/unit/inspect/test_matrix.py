@@ -1,0 +1,67 @@
+"""The support matrix: every format speaks for itself, and every cell names a kernel that exists."""
+
+import json
+
+import pytest
+
+from bitgrain.cli.main import main
+from bitgrain.formats.base import MATRIX_KINDS
+from bitgrain.formats.registry import formats
+from bitgrain.inspect.matrix import support_matrix
+from bitgrain.kernels.base import Fidelity
+from bitgrain.kernels.registry import kernel_entries
+from bitgrain.platforms.probe import probe_all
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return support_matrix()
+
+
+def test_every_format_and_present_platform_has_rows(rows):
+    here = {report.platform.key for report in probe_all() if report.platform is not None}
+    assert {(r["format"], r["platform"]) for r in rows} == {(name, key) for name in formats().names() for key in here}
+
+
+def test_every_cell_names_a_kernel_and_its_fidelity(rows):
+    known = {f"{kernel.name} ({fidelity.value})" for _, _, kernel in kernel_entries() for fidelity in Fidelity}
+    for row in rows:
+        assert set(row["kernels"]) <= {kind.value for kind in MATRIX_KINDS}
+        assert {"linear", "expert", "lm_head"} <= set(row["kernels"])
+        assert set(row["kernels"].values()) <= known, row
+
+
+@pytest.mark.parametrize("name", formats().names())
+def test_examples_are_distinct_and_labelled_by_their_spec(name):
+    examples = formats()[name].examples()
+    assert examples and len({label for label, _, _ in examples}) == len(examples)
+    for label, weight, activation in examples:
+        assert weight.describe() in label
+        assert activation.is_none or activation.describe() in label
+
+
+SCHEMES = {
+    "awq": ["int4 g128 asym"],
+    "gptq": ["int4 g128", "int8 g128", "int3 g128", "int4 g128 asym act-order"],
+    "compressed-tensors": [
+        "W4A16 int4 g128", "W4A16 int4 g128 asym", "W8A16 int8 channel", "int8 token dynamic", "int8 tensor static", "W4A8 int4 g128, activation int8",
+        "fp8_e4m3fn channel, activation fp8_e4m3fn token dynamic", "fp8_e4m3fn tensor, activation fp8_e4m3fn tensor static", "block 128x128",
+    ],
+    "fp8": ["block 128x128, activation fp8_e4m3fn g128 dynamic", "channel, activation fp8_e4m3fn token dynamic", "tensor static"],
+    "unquantized": ["dense bfloat16"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_main_schemes_of_a_format_are_among_its_examples(name):
+    labels = [label for label, _, _ in formats()[name].examples()]
+    assert [s for s in SCHEMES[name] if not any(s in label for label in labels)] == []
+
+
+def test_formats_command_prints_the_matrix(capsys, rows):
+    assert main(["formats", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == rows
+    assert main(["formats", "--dtype", "float32"]) == 0
+    shown = capsys.readouterr().out
+    assert all(row["scheme"] in shown for row in rows)
+    assert "gptq is also called gptq_marlin" in shown
