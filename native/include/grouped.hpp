@@ -30,9 +30,10 @@ inline V load_zero(const GroupedArgs& args, int64_t at) {
 }
 
 inline void store_outputs(const GroupedArgs& args, int64_t row, int64_t first, const float* values, int64_t count) {
+  const float row_scale = args.row_scale ? args.row_scale[row] : 1.0f;
   for (int64_t i = 0; i < count; ++i) {
     const float bias = args.bias ? load_scalar(args.bias, first + i, args.y_dtype) : 0.0f;
-    store_scalar(args.y, row * args.n + first + i, args.y_dtype, values[i] + bias);
+    store_scalar(args.y, row * args.n + first + i, args.y_dtype, values[i] * row_scale + bias);
   }
 }
 

@@ -123,7 +123,7 @@ void quantize(const QuantizeArgs& args) { quantize_rows(args); }
 }  // namespace
 
 const Kernels& avx2_kernels() {
-  static const Kernels table = {"avx2", grouped, integer, quantize};
+  static const Kernels table = {"avx2", grouped, nullptr, integer, quantize};
   return table;
 }
 

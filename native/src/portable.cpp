@@ -134,7 +134,7 @@ void quantize(const QuantizeArgs& args) { quantize_rows(args); }
 }  // namespace
 
 const Kernels& portable_kernels() {
-  static const Kernels table = {"portable", grouped, integer, quantize};
+  static const Kernels table = {"portable", grouped, nullptr, integer, quantize};
   return table;
 }
 

@@ -67,7 +67,9 @@ def instruction_set(request):
 @pytest.mark.parametrize("kernel", [k for k in LINEAR if hasattr(k, "build")], ids=lambda k: k.name)
 def test_other_instruction_sets_agree_as_well(kernel, instruction_set):
     assert library.instruction_set() == instruction_set
-    checked = [check(kernel, p, a, m) for p, a, m in cases(kernel) if p.dtype != "float16"]
+    # emulated activations change the input only, before any instruction set is involved; test_row_tiles runs one of each
+    inner = [c for c in cases(kernel) if c[0].dtype != "float16" and kernel.fidelity(c[0]) is not Fidelity.EMULATED]
+    checked = [check(kernel, *case) for case in inner]
     assert checked
 
 

@@ -13,7 +13,7 @@ from bitgrain.kernels.base import LinearProblem
 from bitgrain.kernels.cpu import library, panels
 from bitgrain.kernels.cpu.float8 import Float8Linear
 from bitgrain.kernels.cpu.int_affine import IntAffineLinear
-from bitgrain.kernels.cpu.int_dot import IntDotLinear
+from bitgrain.kernels.cpu.int_dot import RANGES, STATIC, IntDotLinear
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, FloatWeight
 from bitgrain.weights.synthetic import sample_weight
 from tests.kernels.grid import float8, int_affine
@@ -46,6 +46,8 @@ def test_prepared_four_bit_weight_stays_near_its_packed_size():
 ACTS = [
     ActivationSpec("int8", "token"),
     ActivationSpec("int8", "token", symmetric=False),
+    ActivationSpec("int8", "tensor"),
+    ActivationSpec("int8", "tensor", symmetric=False),
     ActivationSpec("int8", "tensor", dynamic=False, scale=0.02),
     ActivationSpec("int8", "tensor", symmetric=False, dynamic=False, scale=0.02, zero=11),
 ]
@@ -62,7 +64,7 @@ def test_activation_codes_equal_the_definition_bit_for_bit(isa, act):
     quads = 52
     a, scale, zero = torch.zeros(9, quads * 4, dtype=torch.uint8), torch.zeros(9), torch.zeros(9, dtype=torch.int32)
     library.native().bg_quantize(
-        x.data_ptr(), 9, 203, quads, int(act.symmetric), int(act.dynamic), act.scale or 1.0, act.zero, a.data_ptr(), scale.data_ptr(), zero.data_ptr(), 2
+        x.data_ptr(), 9, 203, quads, int(act.symmetric), RANGES[act.granularity] if act.dynamic else STATIC, act.scale or 1.0, act.zero, a.data_ptr(), scale.data_ptr(), zero.data_ptr(), 2
     )
     library.choose_instruction_set(before)
     codes, want_scale, want_zero = act.quantize(x)
@@ -112,7 +114,7 @@ def test_no_rows_give_no_rows(kernel, spec, act):
 
 
 @needs_library
-@pytest.mark.parametrize(("kernel", "spec", "act"), KERNELS, ids=lambda v: getattr(v, "name", ""))
+@pytest.mark.parametrize(("kernel", "spec", "act"), [*KERNELS, (*KERNELS[2][:2], ActivationSpec("int8", "tensor"))], ids=lambda v: getattr(v, "name", ""))
 def test_compiled_module_traces_through_the_operator(kernel, spec, act):
     prepared = kernel.prepare(sample_weight(spec, 48, 64), act)
 

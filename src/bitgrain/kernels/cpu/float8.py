@@ -19,7 +19,7 @@ E4M3_FACTOR = 256.0
 class Float8Linear(NativeKernel):
     """y = sum over blocks of scale * dot(float8, x), in float32.
 
-    A scheme's activation quantization is applied to x first and computed in float32.
+    A scheme's activation quantization is applied to x first; the products are wider than it asks for.
     """
 
     name = "cpu.float8"
@@ -49,14 +49,7 @@ class Float8Linear(NativeKernel):
         tensors = {"codes": panels.pack_columns(codes), "scale": panels.pack_group_values(panels.pad_rows(scale)), "group_ends": group_ends}
         if gather is not None:
             tensors["gather"] = gather
-        return Prepared((n, k), tensors, activation, {"kind": KINDS[weight.codes.dtype]})
+        return Prepared((n, k), tensors, activation, {"kind": KINDS[weight.codes.dtype], "zero": 0.0})
 
     def apply(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
-        from bitgrain.kernels.cpu.operators import grouped_linear
-
-        t, dtype = prepared.tensors, x.dtype
-        if not prepared.activation.is_none:
-            x = prepared.activation.fake_quantize(x)
-            bias = None if bias is None else bias.float()
-        y: Tensor = grouped_linear(x, t["codes"], t["scale"], None, t["group_ends"], t.get("gather"), bias, prepared.shape[0], prepared.meta["kind"], 0.0)
-        return y.to(dtype)
+        return self._grouped(x, prepared, bias)

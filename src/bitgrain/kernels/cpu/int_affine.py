@@ -14,7 +14,7 @@ from bitgrain.weights import ActivationSpec, IntAffineWeight, Weight
 class IntAffineLinear(NativeKernel):
     """y = sum over groups of scale * (dot(code, x) - zero * sum(x)), in float32; codes of up to 4 bits take half a byte.
 
-    Act-order becomes a gather of x.  A scheme's activation quantization is applied to x first and computed in float32.
+    Act-order becomes a gather of x.  A scheme's activation quantization is applied to x first; the products are wider than it asks for.
     """
 
     name = "cpu.int_affine"
@@ -54,16 +54,7 @@ class IntAffineLinear(NativeKernel):
         return Prepared((n, k), tensors, activation, {"kind": panels.NIBBLE if small else panels.BYTE, "zero": constant})
 
     def apply(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
-        from bitgrain.kernels.cpu.operators import grouped_linear
-
-        t, dtype = prepared.tensors, x.dtype
-        if not prepared.activation.is_none:
-            x = prepared.activation.fake_quantize(x)
-            bias = None if bias is None else bias.float()
-        y: Tensor = grouped_linear(
-            x, t["codes"], t["scale"], t.get("zero"), t["group_ends"], t.get("gather"), bias, prepared.shape[0], prepared.meta["kind"], prepared.meta["zero"]
-        )
-        return y.to(dtype)
+        return self._grouped(x, prepared, bias)
 
     def unpack(self, prepared: Prepared) -> Tensor:
         """Unsigned codes uint8 [N, K]: what prepare() packed, for tests."""

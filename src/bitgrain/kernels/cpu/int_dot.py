@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -14,6 +12,8 @@ from bitgrain.weights import ActivationSpec, IntAffineWeight, Weight
 
 # 255 * 128 * K must stay below 2^31
 MAX_K = 65_536
+# where the native quantizer takes its ranges from; native/include/kernels.hpp
+STATIC, RANGES = 0, {"token": 1, "tensor": 2}
 
 
 class IntDotLinear(NativeKernel):
@@ -61,15 +61,8 @@ class IntDotLinear(NativeKernel):
         from bitgrain.kernels.cpu.operators import integer_linear
 
         act, t = prepared.activation, prepared.tensors
-        if act.dynamic and act.granularity == "tensor":
-            act = _frozen(act, x)
+        ranges = RANGES[act.granularity] if act.dynamic else STATIC
         y: Tensor = integer_linear(
-            x, t["codes"], t["scale"], t["column_sums"], bias, prepared.shape[0], act.symmetric, act.dynamic, 1.0 if act.scale is None else act.scale, act.zero
+            x, t["codes"], t["scale"], t["column_sums"], bias, prepared.shape[0], act.symmetric, ranges, 1.0 if act.scale is None else act.scale, act.zero
         )
         return y
-
-
-def _frozen(activation: ActivationSpec, x: Tensor) -> ActivationSpec:
-    """The static specification that a dynamic per-tensor one amounts to for this input."""
-    _, scale, zero = activation.quantize(x)
-    return replace(activation, dynamic=False, scale=float(scale), zero=int(zero))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from bitgrain.kernels.base import LinearProblem, Refusal
+from torch import Tensor
+
+from bitgrain.kernels.base import LinearProblem, Prepared, Refusal
 from bitgrain.kernels.cpu.library import instruction_set, missing
+from bitgrain.weights import ActivationSpec
 
 
 class NativeKernel:
@@ -22,6 +25,32 @@ class NativeKernel:
         why = missing()
         return Refusal(why) if why else self._refusal(problem)
 
+    def _grouped(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        """The grouped product of a prepared weight with x, quantized as the scheme says."""
+        from bitgrain.kernels.cpu.operators import grouped_linear
+
+        t, n, meta, dtype = prepared.tensors, prepared.shape[0], prepared.meta, x.dtype
+        x, row_scale = quantized_input(prepared.activation, x)
+        y: Tensor = grouped_linear(
+            x, t["codes"], t["scale"], t.get("zero"), t["group_ends"], t.get("gather"), row_scale, bias, n, meta["kind"], meta["zero"], dtype
+        )
+        return y
+
     def _refusal(self, problem: LinearProblem) -> Refusal | None:
         """Why the library cannot run the problem."""
         raise NotImplementedError
+
+
+def quantized_input(activation: ActivationSpec, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What x amounts to after the scheme's activation quantization.
+
+    Returns:
+        (values, row_scale): x is values * row_scale[:, None], or values when row_scale is None.  With one scale per row,
+        values are code - zero, below 2^8 or on a float8 grid and so exact in bfloat16; with scales per group they are float32.
+    """
+    if activation.is_none:
+        return x, None
+    if activation.granularity == "group":
+        return activation.fake_quantize(x), None
+    codes, scale, zero = activation.quantize(x)
+    return (codes.float() - zero).bfloat16(), scale.reshape(-1).expand(x.shape[0]).contiguous()

@@ -14,11 +14,11 @@ DTYPE_IDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 _library = torch.library.Library("bitgrain", "FRAGMENT")
 _library.define(
-    "grouped_linear(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor group_ends, Tensor? gather, Tensor? bias, "
-    "int n, int code_kind, float zero_constant) -> Tensor"
+    "grouped_linear(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor group_ends, Tensor? gather, Tensor? row_scale, Tensor? bias, "
+    "int n, int code_kind, float zero_constant, ScalarType dtype) -> Tensor"
 )
 _library.define(
-    "integer_linear(Tensor x, Tensor codes, Tensor scale, Tensor column_sums, Tensor? bias, int n, bool symmetric, bool dynamic, "
+    "integer_linear(Tensor x, Tensor codes, Tensor scale, Tensor column_sums, Tensor? bias, int n, bool symmetric, int ranges, "
     "float static_scale, int static_zero) -> Tensor"
 )
 
@@ -34,19 +34,21 @@ def _grouped_linear(
     zero: Tensor | None,
     group_ends: Tensor,
     gather: Tensor | None,
+    row_scale: Tensor | None,
     bias: Tensor | None,
     n: int,
     code_kind: int,
     zero_constant: float,
+    dtype: torch.dtype,
 ) -> Tensor:
     x = x.contiguous()
-    y = x.new_empty(x.shape[0], n)
+    y = x.new_empty(x.shape[0], n, dtype=dtype)
     if y.numel() == 0:
         return y
     status = native().bg_grouped(
         x.data_ptr(), DTYPE_IDS[x.dtype], x.shape[0], x.shape[1], _pointer(gather), codes.data_ptr(), code_kind,
         scale.data_ptr(), DTYPE_IDS[scale.dtype], _pointer(zero), int(zero is not None and zero.is_floating_point()), zero_constant,
-        group_ends.data_ptr(), group_ends.numel(), codes.shape[1], n, _pointer(bias), y.data_ptr(), torch.get_num_threads(),
+        group_ends.data_ptr(), group_ends.numel(), codes.shape[1], n, _pointer(row_scale), _pointer(bias), y.data_ptr(), DTYPE_IDS[dtype], torch.get_num_threads(),
     )  # fmt: skip
     check(status, "grouped_linear")
     return y
@@ -60,7 +62,7 @@ def _integer_linear(
     bias: Tensor | None,
     n: int,
     symmetric: bool,
-    dynamic: bool,
+    ranges: int,
     static_scale: float,
     static_zero: int,
 ) -> Tensor:
@@ -69,7 +71,7 @@ def _integer_linear(
     if y.numel() == 0:
         return y
     status = native().bg_integer(
-        x.data_ptr(), DTYPE_IDS[x.dtype], x.shape[0], x.shape[1], int(symmetric), int(dynamic), static_scale, static_zero,
+        x.data_ptr(), DTYPE_IDS[x.dtype], x.shape[0], x.shape[1], int(symmetric), ranges, static_scale, static_zero,
         codes.data_ptr(), scale.data_ptr(), column_sums.data_ptr(), codes.shape[1], n, _pointer(bias), y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     check(status, "integer_linear")
@@ -82,14 +84,25 @@ _library.impl("integer_linear", _integer_linear, "CPU")
 
 @torch.library.register_fake("bitgrain::grouped_linear")
 def _grouped_fake(
-    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, group_ends: Tensor, gather: Tensor | None, bias: Tensor | None, n: int, code_kind: int, zero_constant: float
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    group_ends: Tensor,
+    gather: Tensor | None,
+    row_scale: Tensor | None,
+    bias: Tensor | None,
+    n: int,
+    code_kind: int,
+    zero_constant: float,
+    dtype: torch.dtype,
 ) -> Tensor:
-    return x.new_empty(x.shape[0], n)
+    return x.new_empty(x.shape[0], n, dtype=dtype)
 
 
 @torch.library.register_fake("bitgrain::integer_linear")
 def _integer_fake(
-    x: Tensor, codes: Tensor, scale: Tensor, column_sums: Tensor, bias: Tensor | None, n: int, symmetric: bool, dynamic: bool, static_scale: float, static_zero: int
+    x: Tensor, codes: Tensor, scale: Tensor, column_sums: Tensor, bias: Tensor | None, n: int, symmetric: bool, ranges: int, static_scale: float, static_zero: int
 ) -> Tensor:
     return x.new_empty(x.shape[0], n)
 
