@@ -21,7 +21,7 @@ def cut(fixture: Path, module: str, target: Path, extra: list[str]) -> None:
     tensors = {}
     for file in (f for f in case["files"] if f.endswith(".safetensors")):
         with safe_open(str(fixture / file), "pt") as source:
-            tensors |= {n: source.get_tensor(n) for n in source.keys() if n.rpartition(".")[0] == module or n in extra}
+            tensors |= {n: source.get_tensor(n) for n in list(source.keys()) if n.rpartition(".")[0] == module or n in extra}
     save_file(tensors, str(target / "model.safetensors"))
     with safe_open(str(fixture / "golden.safetensors"), "pt") as golden:
         save_file({f"weight/{name}": golden.get_tensor(f"weight/{name}")}, str(target / "golden.safetensors"))

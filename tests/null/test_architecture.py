@@ -16,6 +16,7 @@ ALLOWED = {
     "errors": set(),
     "registry": set(),
     "settings": set(),
+    "grouping": set(),
     "numerics": set(),
     "weights": {"numerics"},
     "platforms": set(),
@@ -35,7 +36,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "cli": {"server", "engine", "api", "inspect", "plan", "bundled", "platforms", "formats", "kernels"},
 }
-EVERYWHERE = {"errors", "registry", "settings"}
+EVERYWHERE = {"errors", "registry", "settings", "grouping"}
 DEVICES = r"cuda|hip|rocm|xpu|npu|ascend|mps|cpu"
 FORMATS = r"awq|gptq|autoround|auto_round|compressed.tensors|modelopt|modelslim|quark|hqq|bitsandbytes|quanto|fbgemm"
 VENDORS = {"triton", "torch_npu", "intel_extension_for_pytorch", "vllm", "sglang", "transformers", "fastapi", "uvicorn", "rich", "jinja2", "huggingface_hub"}

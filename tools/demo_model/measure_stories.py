@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from scene import Rejected, Scene
 
-
 ACTIVITIES = (
     ("{reads|read}", "pages", "day"), ("{runs|ran}", "km", "day"), ("{walks|walked}", "km", "hour"),
     ("{drives|drove}", "km", "hour"), ("{rides|rode}", "miles", "hour"), ("{earns|earned}", "<money>", "hour"),

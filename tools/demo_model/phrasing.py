@@ -12,39 +12,18 @@ from __future__ import annotations
 import random
 import re
 
-FEMALE = (
-    "Ana Mia Emma Lucy Sara Nina Lena Julia Maria Sofia Olivia Ava Zoe Chloe Ella Grace Lily Amy Kate Jane Anna "
-    "Laura Clara Eva Ida Rosa Alice Maya Nora Hana Yuki Aisha Fatima Priya Leila Ingrid Carmen Beth Susan Linda "
-    "Rachel Megan Holly Paula Tina Wendy Betty Janet Natalia Elena Mei Amara Zara Freya"
-).split()
-MALE = (
-    "Tom Ben Sam Max Leo Jack John Paul Peter Mark Luke David Daniel James Robert Michael Adam Noah Liam Ethan Oscar "
-    "Felix Hugo Jonas Karl Erik Ivan Omar Ali Ravi Chen Kenji Diego Carlos Pedro Marco Luca Finn Henry George Frank "
-    "Bob Jim Tim Joe Bill Kevin Brian Eric Steve Alex Victor Simon Martin Jake Ryan Nathan Samir Kofi"
-).split()
+FEMALE = ["Ana", "Mia", "Emma", "Lucy", "Sara", "Nina", "Lena", "Julia", "Maria", "Sofia", "Olivia", "Ava", "Zoe", "Chloe", "Ella", "Grace", "Lily", "Amy", "Kate", "Jane", "Anna", "Laura", "Clara", "Eva", "Ida", "Rosa", "Alice", "Maya", "Nora", "Hana", "Yuki", "Aisha", "Fatima", "Priya", "Leila", "Ingrid", "Carmen", "Beth", "Susan", "Linda", "Rachel", "Megan", "Holly", "Paula", "Tina", "Wendy", "Betty", "Janet", "Natalia", "Elena", "Mei", "Amara", "Zara", "Freya"]
+MALE = ["Tom", "Ben", "Sam", "Max", "Leo", "Jack", "John", "Paul", "Peter", "Mark", "Luke", "David", "Daniel", "James", "Robert", "Michael", "Adam", "Noah", "Liam", "Ethan", "Oscar", "Felix", "Hugo", "Jonas", "Karl", "Erik", "Ivan", "Omar", "Ali", "Ravi", "Chen", "Kenji", "Diego", "Carlos", "Pedro", "Marco", "Luca", "Finn", "Henry", "George", "Frank", "Bob", "Jim", "Tim", "Joe", "Bill", "Kevin", "Brian", "Eric", "Steve", "Alex", "Victor", "Simon", "Martin", "Jake", "Ryan", "Nathan", "Samir", "Kofi"]
 RARE = ("José", "Zoë", "André", "Søren", "Мария", "Иван", "李明", "美咲", "Łukasz", "Noël", "Çelik", "Siân")
 
-THINGS = (
-    "apple pear orange banana plum peach lemon mango cookie muffin cupcake candy:candies sandwich:sandwiches egg "
-    "tomato:tomatoes potato:potatoes carrot onion melon grape cherry:cherries strawberry:strawberries nut chocolate "
-    "donut pie pizza marble ball toy doll car truck robot balloon kite coin stamp sticker card shell stone button bead "
-    "ribbon book comic magazine notebook pencil pen crayon marker eraser ruler folder envelope letter photo picture "
-    "painting poster ticket badge medal hat shirt sock scarf:scarves glove bottle cup plate bowl spoon fork candle "
-    "lamp chair table brick tile nail screw bolt board flower rose tulip tree plant seed leaf:leaves fish:fish bird "
-    "duck chicken hen cow sheep:sheep goat horse rabbit kitten puppy:puppies hamster turtle frog butterfly:butterflies "
-    "bee ant game puzzle block key phone battery:batteries cable bulb token point pumpkin cabbage walnut gum cake "
-    "bicycle bike computer watch:watches ring necklace bracelet flag drum guitar"
-).split()
-CONTAINERS = (
-    "bag box:boxes basket crate pack packet jar tray bundle carton sack case bucket shelf:shelves pile stack drawer "
-    "bowl folder group set"
-).split()
-PLACES = "shop store library school farm garden bakery market museum warehouse zoo park kitchen classroom".split()
-COLORS = "red blue green yellow white black orange purple pink brown".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-RELATIVES = "friend brother sister mother father aunt uncle cousin neighbour grandmother grandfather teacher".split()
+THINGS = ["apple", "pear", "orange", "banana", "plum", "peach", "lemon", "mango", "cookie", "muffin", "cupcake", "candy:candies", "sandwich:sandwiches", "egg", "tomato:tomatoes", "potato:potatoes", "carrot", "onion", "melon", "grape", "cherry:cherries", "strawberry:strawberries", "nut", "chocolate", "donut", "pie", "pizza", "marble", "ball", "toy", "doll", "car", "truck", "robot", "balloon", "kite", "coin", "stamp", "sticker", "card", "shell", "stone", "button", "bead", "ribbon", "book", "comic", "magazine", "notebook", "pencil", "pen", "crayon", "marker", "eraser", "ruler", "folder", "envelope", "letter", "photo", "picture", "painting", "poster", "ticket", "badge", "medal", "hat", "shirt", "sock", "scarf:scarves", "glove", "bottle", "cup", "plate", "bowl", "spoon", "fork", "candle", "lamp", "chair", "table", "brick", "tile", "nail", "screw", "bolt", "board", "flower", "rose", "tulip", "tree", "plant", "seed", "leaf:leaves", "fish:fish", "bird", "duck", "chicken", "hen", "cow", "sheep:sheep", "goat", "horse", "rabbit", "kitten", "puppy:puppies", "hamster", "turtle", "frog", "butterfly:butterflies", "bee", "ant", "game", "puzzle", "block", "key", "phone", "battery:batteries", "cable", "bulb", "token", "point", "pumpkin", "cabbage", "walnut", "gum", "cake", "bicycle", "bike", "computer", "watch:watches", "ring", "necklace", "bracelet", "flag", "drum", "guitar"]
+CONTAINERS = ["bag", "box:boxes", "basket", "crate", "pack", "packet", "jar", "tray", "bundle", "carton", "sack", "case", "bucket", "shelf:shelves", "pile", "stack", "drawer", "bowl", "folder", "group", "set"]
+PLACES = ["shop", "store", "library", "school", "farm", "garden", "bakery", "market", "museum", "warehouse", "zoo", "park", "kitchen", "classroom"]
+COLORS = ["red", "blue", "green", "yellow", "white", "black", "orange", "purple", "pink", "brown"]
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+RELATIVES = ["friend", "brother", "sister", "mother", "father", "aunt", "uncle", "cousin", "neighbour", "grandmother", "grandfather", "teacher"]
 CURRENCIES = ("dollars", "dollars", "dollars", "euros", "pounds", "coins")
-NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+NUMBER_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 NEUTRAL = (
     "It {is|was} a sunny day.", "It {is|was} [raining|snowing|cold|warm|windy] [outside|today|that day].",
     "It {is|was} <day>.", "<A> {is|was} very happy.", "<A> {likes|liked} <objs> a lot.", "<A> {loves|loved} <objs>.",

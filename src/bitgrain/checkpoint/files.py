@@ -87,7 +87,7 @@ def _locate(path: str | Path) -> Path:
     if place.exists():
         return place
     text = str(path)
-    if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).suffix == ".safetensors":
+    if text.count("/") == 1 and not text.startswith((".", "/", "~")) and Path(text).suffix != ".safetensors":
         return _from_hub(text)
     raise RequestError(text, "no such file or folder", "a checkpoint folder, a .safetensors file or a hub id", "check the path")
 

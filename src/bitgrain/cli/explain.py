@@ -7,7 +7,8 @@ import argparse
 from bitgrain.api import open_checkpoint
 from bitgrain.cli.options import add_model_argument, kernel_pairs, model_path
 from bitgrain.cli.tables import print_json, print_table
-from bitgrain.inspect.choices import check_platform, choose_for_plan, explain_rows
+from bitgrain.inspect.choices import check_platform, choose_for_plan
+from bitgrain.kernels.explain import explain_rows
 from bitgrain.kernels.selection import FIDELITIES, REQUIREMENTS, Policy
 from bitgrain.platforms.probe import default_platform
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from bitgrain.checkpoint.headers import FLOAT_CODES, TORCH_DTYPES
+from bitgrain.checkpoint.headers import FLOAT_CODES
 from bitgrain.errors import ShapeMismatchError
-from bitgrain.formats.base import ModuleView, Scheme, TensorRule, require_scale
+from bitgrain.formats.base import ModuleView, TensorRule, require_scale
+from bitgrain.formats.grouped import GroupedScheme
 from bitgrain.formats.word_packed import matrix_sizes, scale_dtype_of
 from bitgrain.numerics.interleave import restore_marlin_scales, unpack_marlin_tiles
-from bitgrain.weights import NO_ACTIVATION, ActivationSpec, IntAffineWeight, Weight, WeightSpec
+from bitgrain.weights import NO_ACTIVATION, ActivationSpec, IntAffineWeight, Weight
 
 BITS, ZERO = 4, 8
 
 
 @dataclass(frozen=True, slots=True)
-class MarlinScheme(Scheme):
+class MarlinScheme(GroupedScheme):
     """W[n, k] = (code - 8) * scale[n, k // group_size].
 
     Tensors:
@@ -27,25 +27,16 @@ class MarlinScheme(Scheme):
         scales: float [G, N], in runs of 64 (32 when G = 1) in the kernel's order.
 
     Args:
-        group_size:  1 to K.
-        scale_dtype: as safetensors spells it.
         codes_name, scales_name: local names, "qweight" and "scales" or "B" and "s".
     """
 
-    shape: tuple[int, int]
-    group_size: int
-    scale_dtype: str
     codes_name: str = "qweight"
     scales_name: str = "scales"
     activation: ActivationSpec = NO_ACTIVATION
 
     @property
-    def groups(self) -> int:
-        return -(-self.shape[1] // self.group_size)
-
-    @property
-    def weight_spec(self) -> WeightSpec:
-        return int_affine_spec(BITS, self.shape[1], self.group_size, "constant", self.scale_dtype)
+    def zero(self) -> str:
+        return "constant"
 
     def tensors(self) -> tuple[TensorRule, ...]:
         n, k = self.shape
@@ -84,28 +75,3 @@ def marlin_scheme(module: ModuleView, group_size: int, where: str) -> MarlinSche
             "correct the configuration",
         )
     return MarlinScheme((n, k), max(1, size), scale_dtype_of(module, scales), codes, scales)
-
-
-def int_affine_spec(bits: int, columns: int, group_size: int, zero: str, scale_dtype: str, group_index: bool = False) -> WeightSpec:
-    """The spec of an IntAffineWeight with scales per group of K, or per channel when one group covers the row."""
-    grouped = group_index or group_size < columns
-    return WeightSpec(
-        "int_affine",
-        f"uint{bits}",
-        bits,
-        "group" if grouped else "channel",
-        group_size if grouped else 0,
-        zero=zero,
-        group_index=group_index,
-        scale_dtype=str(TORCH_DTYPES[scale_dtype]).removeprefix("torch."),
-    )
-
-
-def centred_codes_are_zero(codes: Tensor, zero: Tensor, group_size: int) -> bool:
-    """Whether code - zero is 0 everywhere, so that the scales do not matter.
-
-    Args:
-        codes: uint8 [N, K]; zero: int16 [N, G].
-    """
-    full = torch.repeat_interleave(zero, group_size, dim=1)[:, : codes.shape[1]]
-    return not bool((codes != full).any())

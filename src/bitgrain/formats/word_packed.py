@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bitgrain.formats.base import ModuleView
+from bitgrain.formats.base import ModuleKind, ModuleView
 from bitgrain.formats.config_reader import ConfigReader
-from bitgrain.formats.matching import compile_rule
+from bitgrain.formats.matching import SegmentRules, compile_rule
 
 # fmt: off
 # How the checkpoint was made: calibration, algorithm, progress, file names.  None of it changes what tensors mean.
@@ -147,6 +147,23 @@ def _read_overrides(settings: ConfigReader, where: str, overrides: object, meani
 def find_dynamic_rule(rules: tuple[DynamicRule, ...], name: str) -> DynamicRule | None:
     """The first rule that matches a module name."""
     return next((rule for rule in rules if rule.pattern.match(name)), None)
+
+
+def named_rule(module: ModuleView, ignore: SegmentRules, dynamic: tuple[DynamicRule, ...], matched: set[str]) -> tuple[bool, str] | None:
+    """(quantized, why) for a module that a rule names, or that this family never quantizes; None for all others.
+
+    Args:
+        matched: rules that have matched; the one that does now is added.
+    """
+    rule = ignore.find(module.name)
+    if rule is not None:
+        matched.add(rule)
+        return False, f"modules_to_not_convert has {rule!r}"
+    override = find_dynamic_rule(dynamic, module.name)
+    if override is not None:
+        matched.add(override.key)
+        return not override.exclude, f"dynamic has {override.key!r}"
+    return (False, "this format leaves embeddings alone") if module.kind is ModuleKind.EMBEDDING else None
 
 
 def matrix_sizes(module: ModuleView, local: str) -> tuple[int, int] | None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from bitgrain.errors import RequestError
 from bitgrain.formats.base import ModuleKind
-from bitgrain.inspect.grouping import merged_name, pattern_of
 from bitgrain.kernels.base import EmbeddingProblem, LinearProblem, Problem
 from bitgrain.kernels.registry import kernel_entries
 from bitgrain.kernels.selection import Policy, Selection, select
@@ -68,17 +66,3 @@ def group_label(names: list[str]) -> str:
     if len(names) == 1:
         return names[0]
     return f"{names[0].rpartition('.')[0]}.{{{','.join(n.rpartition('.')[2] for n in names)}}}"
-
-
-def explain_rows(selections: Mapping[str, Selection]) -> list[dict[str, Any]]:
-    """One row per set of modules with equal pattern and equal selection: modules, kernel, fidelity, candidates."""
-    groups: dict[tuple[str, int], list[str]] = {}
-    by_id = {id(s): s for s in selections.values()}
-    same: dict[str, int] = {}
-    for label, selection in selections.items():
-        text = repr(selection.as_dict())
-        groups.setdefault((pattern_of(label), same.setdefault(text, id(selection))), []).append(label)
-    rows = []
-    for (_, key), labels in groups.items():
-        rows.append({"modules": merged_name(labels), "count": len(labels), **by_id[key].as_dict()})
-    return rows

@@ -7,10 +7,11 @@ from typing import Any
 
 from bitgrain.errors import RequestError
 from bitgrain.formats.base import MATRIX_KINDS
-from bitgrain.inspect.grouping import merged_name, pattern_of
+from bitgrain.grouping import merged_name, pattern_of
 from bitgrain.plan import ModulePlan, Plan
 
-# Modules whose input is split over ranks (along K); every other matrix is split along N.
+# Modules whose input is split over ranks (along K); routers are kept whole; every other matrix is split along N.
+REPLICATED = ("gate", "router")
 ROW_PARALLEL = ("o_proj", "down_proj", "out_proj", "w2")
 
 
@@ -62,9 +63,10 @@ def shard_rows(plan: Plan, ranks: int) -> list[dict[str, Any]]:
         raise RequestError(f"tp = {ranks}", "not a number of ranks", "1 or more", "choose a positive number")
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for module in plan.modules.values():
-        if module.kind not in MATRIX_KINDS or module.scheme is None:
+        last = module.name.rpartition(".")[2]
+        if module.kind not in MATRIX_KINDS or module.scheme is None or last in REPLICATED:
             continue
-        dim = 1 if module.name.rpartition(".")[2] in ROW_PARALLEL else 0
+        dim = 1 if last in ROW_PARALLEL else 0
         verdict = _shard_verdict(module, dim, ranks)
         if verdict:
             key = (pattern_of(module.name), verdict)

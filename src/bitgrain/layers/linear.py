@@ -42,7 +42,7 @@ class FusedLinear(nn.Module):
 
     def __init__(self, linear: Linear, sizes: Sequence[int]) -> None:
         super().__init__()
-        self.linear, self.sizes = linear, tuple(sizes)
+        self.linear, self.sizes = linear, list(sizes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return torch.split(self.linear(x), self.sizes, dim=-1)

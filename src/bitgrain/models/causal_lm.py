@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from bitgrain.errors import PromptTooLongError, RequestError
 from bitgrain.formats.slots import ModelSlots
+from bitgrain.kernels.explain import explain_rows
 from bitgrain.kernels.selection import Selection
 from bitgrain.kvcache.cache import SequenceCache
 from bitgrain.kvcache.spec import KVCacheSpec
@@ -66,12 +66,7 @@ class CausalLM(nn.Module):
 
     def explain(self) -> list[dict[str, Any]]:
         """Per group of modules that differ only in their indices: the chosen kernel, and each other candidate with its reason."""
-        groups: dict[tuple[str, str], dict[str, Any]] = {}
-        for label, selection in self.selections.items():
-            pattern, chosen = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", label), selection.as_dict()
-            row = groups.setdefault((pattern, repr(chosen)), {"modules": pattern, "count": 0, **chosen})
-            row["count"] += 1
-        return list(groups.values())
+        return explain_rows(self.selections)
 
     def limit_context(self, tokens: int) -> None:
         """Lower the longest sequence.

@@ -9,7 +9,7 @@ one and is refused where it has none; infinity stays infinite only where the typ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ E5M2 = SmallFloat("fp8_e5m2", 5, 2, 15, "ieee", torch.float8_e5m2)
 SMALL_FLOATS = {f.name: f for f in (E2M1, E2M3, E3M2, E4M3FN, E4M3FNUZ, E5M2)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def decode_table(kind: SmallFloat) -> Tensor:
     """float32 [2**bits]: the value of every code; do not write to it."""
     code = torch.arange(1 << kind.bits)

@@ -23,6 +23,19 @@ FLOAT8_NAMES = {
 }
 
 
+def float_spec(dtype: torch.dtype, shape: tuple[int, int], cell: tuple[int, int]) -> WeightSpec:
+    """The spec of a FloatWeight [N, K] of this element type whose scales each cover `cell` = (rows, columns)."""
+    (n, k), (rows, columns) = shape, cell
+    block = (0, 0)
+    if rows >= n and columns >= k and not (rows == 1 and n == 1):
+        granularity = "tensor"
+    elif rows == 1 and columns >= k:
+        granularity = "channel"
+    else:
+        granularity, block = "block", cell
+    return WeightSpec("float", FLOAT8_NAMES[dtype], 8, granularity, block=block, scale_dtype="float32")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FloatWeight(Weight):
     """W[n, k] = float32(code[n, k]) * scale[n // rows, k // columns].
@@ -56,16 +69,7 @@ class FloatWeight(Weight):
 
     @property
     def spec(self) -> WeightSpec:
-        rows, columns = self.block
-        n, k = self.shape
-        block = (0, 0)
-        if rows >= n and columns >= k and not (rows == 1 and n == 1):
-            granularity = "tensor"
-        elif rows == 1 and columns >= k:
-            granularity = "channel"
-        else:
-            granularity, block = "block", self.block
-        return WeightSpec("float", FLOAT8_NAMES[self.codes.dtype], 8, granularity, block=block, scale_dtype="float32")
+        return float_spec(self.codes.dtype, self.shape, self.block)
 
     def dequantize(self) -> Tensor:
         return self.codes.float().mul_(self._expanded(self.scale, self.shape[0]))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from golden_cases import Case, decode_all, fixture_cases, golden_cases, problems_of
-from word_packers import evidence, gemm_tensors, gemv_fast_tensors, gemv_tensors, gptq_tensors, marlin_tensors, numbers, view
+from word_packers import decode_module, evidence, gemm_tensors, gemv_fast_tensors, gemv_tensors, gptq_tensors, marlin_tensors, numbers, view
 
 from bitgrain.errors import (
     BadValueError,
@@ -35,11 +35,7 @@ def parse(**changes):
 
 def decode(tensors, *, shape=None, **changes):
     """(weight, scheme) after the header comparison; the spec must have been known from headers."""
-    module = view(tensors, shape=shape)
-    scheme = parse(**changes).decide(module).scheme
-    assert problems_of(scheme, module) == []
-    weight = scheme.to_weight(tensors)
-    assert weight.shape == scheme.shape
+    weight, scheme = decode_module(parse(**changes), tensors, shape)
     assert weight.spec == scheme.weight_spec
     return weight, scheme
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from golden_cases import Case, decode_all, fixture_cases, golden_cases, problems_of
-from word_packers import evidence, gptq_tensors, marlin_tensors, minus_one, numbers, view
+from word_packers import decode_module, evidence, gptq_tensors, marlin_tensors, minus_one, numbers, view
 
 from bitgrain.errors import (
     BadValueError,
@@ -24,13 +24,8 @@ def parse(**changes):
 
 
 def decode(tensors, *, shape=None, **changes):
-    """(weight, scheme) after the header comparison; the spec must have been known from headers."""
-    module = view(tensors, shape=shape)
-    scheme = parse(**changes).decide(module).scheme
-    assert problems_of(scheme, module) == []
-    weight = scheme.to_weight(tensors)
-    assert weight.shape == scheme.shape
-    return weight, scheme
+    """(weight, scheme) after the header comparison."""
+    return decode_module(parse(**changes), tensors, shape)
 
 
 @pytest.mark.parametrize("folder", golden_cases("gptq"))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
+from golden_cases import problems_of
 
 from bitgrain.checkpoint.headers import TORCH_DTYPES, TensorHeader
 from bitgrain.formats.base import Evidence, ModuleKind, ModuleView
@@ -158,3 +159,13 @@ def view(tensors: dict[str, torch.Tensor], name="model.layers.0.mlp.up_proj", sh
 def evidence(section: dict | None, tensors: dict[str, torch.Tensor] | None = None, sidecars: dict | None = None, trust=False) -> Evidence:
     headers = {name: header(name, t) for name, t in (tensors or {}).items()}
     return Evidence({"quantization_config": section}, section, sidecars or {}, headers, {}, trust)
+
+
+def decode_module(config, tensors, shape=None):
+    """(weight, scheme) of a module after the header comparison."""
+    module = view(tensors, shape=shape)
+    scheme = config.decide(module).scheme
+    assert problems_of(scheme, module) == []
+    weight = scheme.to_weight(tensors)
+    assert weight.shape == scheme.shape
+    return weight, scheme

@@ -2,7 +2,8 @@ import pytest
 
 from bitgrain.api import open_checkpoint
 from bitgrain.errors import NoKernelError, RequestError
-from bitgrain.inspect.choices import check_platform, choose_for_plan, explain_rows, group_label
+from bitgrain.inspect.choices import check_platform, choose_for_plan, group_label
+from bitgrain.kernels.explain import explain_rows
 from bitgrain.kernels.registry import candidates
 from bitgrain.kernels.selection import Policy
 from bitgrain.platforms.probe import default_platform

@@ -18,6 +18,7 @@ from bitgrain.formats.word_packed import (
     DynamicRule,
     find_dynamic_rule,
     matrix_sizes,
+    named_rule,
     read_dynamic_rules,
     read_neutral_keys,
     scale_dtype_of,
@@ -111,16 +112,9 @@ class AwqConfig(QuantConfig):
         return not LOCAL_NAMES.isdisjoint(module.tensors)
 
     def rule_for(self, module: ModuleView) -> tuple[bool, str]:
-        rule = self.ignore.find(module.name)
-        if rule is not None:
-            self.matched_rules.add(rule)
-            return False, f"modules_to_not_convert has {rule!r}"
-        override = find_dynamic_rule(self.dynamic, module.name)
-        if override is not None:
-            self.matched_rules.add(override.key)
-            return not override.exclude, f"dynamic has {override.key!r}"
-        if module.kind is ModuleKind.EMBEDDING:
-            return False, "this format leaves embeddings alone"
+        named = named_rule(module, self.ignore, self.dynamic, self.matched_rules)
+        if named is not None:
+            return named
         if module.kind is ModuleKind.LM_HEAD and self.lm_head is False:
             return False, "lm_head is false"
         return True, f"{self.name} {self.version}"

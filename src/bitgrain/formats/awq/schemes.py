@@ -10,18 +10,18 @@ from torch import Tensor
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
 from bitgrain.errors import BadValueError, LabelMismatchError
-from bitgrain.formats.base import Scheme, TensorRule, require_finite, require_scale
-from bitgrain.formats.marlin_tiles import centred_codes_are_zero, int_affine_spec
+from bitgrain.formats.base import TensorRule, require_finite, require_scale
+from bitgrain.formats.grouped import GroupedScheme, centred_codes_are_zero
 from bitgrain.numerics.bitpack import unpack_dense, words_as_bytes
 from bitgrain.numerics.interleave import deinterleave_even_odd
-from bitgrain.weights import NO_ACTIVATION, ActivationSpec, IntAffineWeight, Weight, WeightSpec
+from bitgrain.weights import NO_ACTIVATION, ActivationSpec, IntAffineWeight, Weight
 
 BITS, PER_WORD, MIDDLE = 4, 8, 8
 _REWRITE = "the file is damaged or mislabelled; fetch or write it again"
 
 
 @dataclass(frozen=True, slots=True)
-class GemmScheme(Scheme):
+class GemmScheme(GroupedScheme):
     """W[n, k] = (code - zero) * scale, group g = k // group_size.
 
     Tensors:
@@ -30,23 +30,15 @@ class GemmScheme(Scheme):
         scales:  float [G, N].
 
     Args:
-        group_size: 1 to K.
         symmetric:  the configuration promises that every zero point is 8; checked.
     """
 
-    shape: tuple[int, int]
-    group_size: int
-    scale_dtype: str
     symmetric: bool = False
     activation: ActivationSpec = NO_ACTIVATION
 
     @property
-    def groups(self) -> int:
-        return -(-self.shape[1] // self.group_size)
-
-    @property
-    def weight_spec(self) -> WeightSpec:
-        return int_affine_spec(BITS, self.shape[1], self.group_size, "constant" if self.symmetric else "integer", self.scale_dtype)
+    def zero(self) -> str:
+        return "constant" if self.symmetric else "integer"
 
     def tensors(self) -> tuple[TensorRule, ...]:
         n, k = self.shape
@@ -117,7 +109,7 @@ def without_padding(name: str, values: Tensor, groups: int, group_size: int) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class GemvScheme(Scheme):
+class GemvScheme(GroupedScheme):
     """W[n, k] = (code - zero) * scale, group g = k // group_size.
 
     Tensors:
@@ -126,19 +118,12 @@ class GemvScheme(Scheme):
         scales:  float [N, P]; columns beyond G are zero.
     """
 
-    shape: tuple[int, int]
-    group_size: int
-    scale_dtype: str
     symmetric: bool = False
     activation: ActivationSpec = NO_ACTIVATION
 
     @property
-    def groups(self) -> int:
-        return -(-self.shape[1] // self.group_size)
-
-    @property
-    def weight_spec(self) -> WeightSpec:
-        return int_affine_spec(BITS, self.shape[1], self.group_size, "constant" if self.symmetric else "integer", self.scale_dtype)
+    def zero(self) -> str:
+        return "constant" if self.symmetric else "integer"
 
     def tensors(self) -> tuple[TensorRule, ...]:
         n, k = self.shape
@@ -162,7 +147,7 @@ class GemvScheme(Scheme):
 
 
 @dataclass(frozen=True, slots=True)
-class GemvFastScheme(Scheme):
+class GemvFastScheme(GroupedScheme):
     """W[n, k] = code * scale + qzero, group g = k // group_size; the stored qzero is -(zero * scale), rounded.
 
     The canonical zero point is the float32 -qzero / scale, so that (code - zero) * scale is the same to float32 rounding.
@@ -173,18 +158,11 @@ class GemvFastScheme(Scheme):
         scales:  float [P, N]; rows beyond G are zero in both.
     """
 
-    shape: tuple[int, int]
-    group_size: int
-    scale_dtype: str
     activation: ActivationSpec = NO_ACTIVATION
 
     @property
-    def groups(self) -> int:
-        return -(-self.shape[1] // self.group_size)
-
-    @property
-    def weight_spec(self) -> WeightSpec:
-        return int_affine_spec(BITS, self.shape[1], self.group_size, "float", self.scale_dtype)
+    def zero(self) -> str:
+        return "float"
 
     def tensors(self) -> tuple[TensorRule, ...]:
         n, k = self.shape

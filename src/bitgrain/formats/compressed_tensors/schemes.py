@@ -145,18 +145,18 @@ class IntScheme(Scheme):
 
     def _plain_codes(self, weight: Tensor) -> Tensor:
         """Dense stream of unsigned codes, uint8 [N, ceil(K * bits / 8)], of signed codes int8 [N, K]."""
-        half = 1 << (self.bits - 1)
         if self.bits == 8:
             return weight.contiguous().view(torch.uint8) ^ 0x80
-        low, high = (int(v) for v in weight.aminmax())
+        self._check_signed("weight", weight, "codes")
+        return pack_dense((weight + (1 << (self.bits - 1))).to(torch.uint8), self.bits)
+
+    def _check_signed(self, name: str, values: Tensor, what: str) -> None:
+        """Raise BadValueError unless the values are signed numbers of `bits` bits."""
+        half = 1 << (self.bits - 1)
+        low, high = (int(v) for v in values.aminmax())
         if low < -half or high >= half:
-            raise BadValueError(
-                "weight",
-                f"codes from {low} to {high}",
-                f"{self.bits}-bit codes in [{-half}, {half - 1}]",
-                "correct num_bits, or fetch the right checkpoint",
-            )
-        return pack_dense((weight + half).to(torch.uint8), self.bits)
+            found, needed = f"{what} from {low} to {high}", f"{self.bits}-bit {what} in [{-half}, {half - 1}]"
+            raise BadValueError(name, found, needed, "correct num_bits, or fetch the right checkpoint: the file may be damaged")
 
     def _packed_codes(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The same stream of packed words, whose size the file says a second time."""
@@ -175,17 +175,9 @@ class IntScheme(Scheme):
 
     def _zero_points(self, stored: Tensor, grid: tuple[int, int]) -> Tensor:
         """int16 of the grid's shape, in the unsigned domain of the codes."""
-        half = 1 << (self.bits - 1)
         if not self.packed_zero:
-            low, high = (int(v) for v in stored.aminmax())
-            if low < -half or high >= half:
-                raise BadValueError(
-                    "weight_zero_point",
-                    f"values from {low} to {high}",
-                    f"zero points in [{-half}, {half - 1}]",
-                    "the file is damaged, or num_bits is wrong",
-                )
-            return stored.reshape(grid).to(torch.int16) + half
+            self._check_signed("weight_zero_point", stored, "zero points")
+            return stored.reshape(grid).to(torch.int16) + (1 << (self.bits - 1))
         words = stored.t().contiguous()
         if self.packing == "padded":
             codes = unpack_padded(words, self.bits, self.shape[0])

@@ -22,7 +22,7 @@ from bitgrain.formats.stored_scales import (
     static_input_rules,
 )
 from bitgrain.weights import ActivationSpec, FloatWeight, Weight, WeightSpec
-from bitgrain.weights.float8 import FLOAT8_NAMES
+from bitgrain.weights.float8 import float_spec
 
 FLOAT8_CODES = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ")
 
@@ -56,16 +56,7 @@ class Float8Scheme(Scheme):
 
     @property
     def weight_spec(self) -> WeightSpec:
-        rows, columns = self.cell
-        n, k = self.shape
-        block = (0, 0)
-        if rows >= n and columns >= k and not (rows == 1 and n == 1):
-            granularity = "tensor"
-        elif rows == 1 and columns >= k:
-            granularity = "channel"
-        else:
-            granularity, block = "block", self.cell
-        return WeightSpec("float", FLOAT8_NAMES[TORCH_DTYPES[self.dtype]], 8, granularity, block=block, scale_dtype="float32")
+        return float_spec(TORCH_DTYPES[self.dtype], self.shape, self.cell)
 
     def tensors(self) -> tuple[TensorRule, ...]:
         shapes = grid_shapes(grid_of(self.shape, self.cell))

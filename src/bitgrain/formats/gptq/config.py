@@ -13,7 +13,7 @@ from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.gptq.schemes import GptqScheme, GptqSettings, gptq_scheme
 from bitgrain.formats.marlin_tiles import marlin_scheme
 from bitgrain.formats.matching import SegmentRules
-from bitgrain.formats.word_packed import METADATA_KEYS, DynamicRule, find_dynamic_rule, read_dynamic_rules, read_neutral_keys
+from bitgrain.formats.word_packed import METADATA_KEYS, DynamicRule, find_dynamic_rule, named_rule, read_dynamic_rules, read_neutral_keys
 from bitgrain.weights import ActivationSpec, WeightSpec
 
 if TYPE_CHECKING:
@@ -130,16 +130,9 @@ class GptqConfig(QuantConfig):
         return not LOCAL_NAMES.isdisjoint(module.tensors)
 
     def rule_for(self, module: ModuleView) -> tuple[bool, str]:
-        rule = self.ignore.find(module.name)
-        if rule is not None:
-            self.matched_rules.add(rule)
-            return False, f"modules_to_not_convert has {rule!r}"
-        override = find_dynamic_rule(self.dynamic, module.name)
-        if override is not None:
-            self.matched_rules.add(override.key)
-            return not override.exclude, f"dynamic has {override.key!r}"
-        if module.kind is ModuleKind.EMBEDDING:
-            return False, "this format leaves embeddings alone"
+        named = named_rule(module, self.ignore, self.dynamic, self.matched_rules)
+        if named is not None:
+            return named
         if module.kind is ModuleKind.LM_HEAD:
             return self.lm_head is not False, "lm_head is false" if self.lm_head is False else f"{self.name} {self.checkpoint_format}"
         return self._in_blocks(module.name)

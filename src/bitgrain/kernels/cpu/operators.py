@@ -82,7 +82,6 @@ _library.impl("grouped_linear", _grouped_linear, "CPU")
 _library.impl("integer_linear", _integer_linear, "CPU")
 
 
-@torch.library.register_fake("bitgrain::grouped_linear")
 def _grouped_fake(
     x: Tensor,
     codes: Tensor,
@@ -100,12 +99,14 @@ def _grouped_fake(
     return x.new_empty(x.shape[0], n, dtype=dtype)
 
 
-@torch.library.register_fake("bitgrain::integer_linear")
 def _integer_fake(
     x: Tensor, codes: Tensor, scale: Tensor, column_sums: Tensor, bias: Tensor | None, n: int, symmetric: bool, ranges: int, static_scale: float, static_zero: int
 ) -> Tensor:
     return x.new_empty(x.shape[0], n)
 
+
+torch.library.register_fake("bitgrain::grouped_linear", _grouped_fake)
+torch.library.register_fake("bitgrain::integer_linear", _integer_fake)
 
 grouped_linear = torch.ops.bitgrain.grouped_linear.default
 integer_linear = torch.ops.bitgrain.integer_linear.default

@@ -1,6 +1,6 @@
 import pytest
 
-from bitgrain.inspect.grouping import merged_name, pattern_of, ranges
+from bitgrain.grouping import merged_name, pattern_of, ranges
 
 
 @pytest.mark.parametrize(
