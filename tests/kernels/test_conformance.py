@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from bitgrain.kernels.base import Fidelity, LinearProblem
+from bitgrain.kernels.base import EmbeddingProblem, Fidelity, LinearProblem
 from bitgrain.kernels.cpu import library
 from bitgrain.kernels.registry import kernel_entries
+from bitgrain.weights import NO_ACTIVATION
 from bitgrain.weights.synthetic import sample_weight
 from tests.kernels.grid import ACTIVATIONS, DTYPES, SHAPES, WEIGHTS
 from tests.kernels.tolerances import allowed
@@ -80,3 +81,20 @@ def test_floor_refuses_nothing():
             problem = LinearProblem(weight, activation.without_values(), 8, 128, "bfloat16")
             assert floor.refusal(problem) is None
             assert floor.fidelity(problem) is (Fidelity.EXACT if activation.is_none else Fidelity.EMULATED)
+
+
+EMBEDDING = [kernel for operation, _, kernel in kernel_entries() if operation == "embedding"]
+
+
+@pytest.mark.parametrize("kernel", EMBEDDING, ids=lambda k: k.name)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_embedding_rows_equal_the_definition(kernel, dtype):
+    index = torch.tensor([3, 0, 36, 3])
+    taken = 0
+    for spec in WEIGHTS:
+        if kernel.refusal(EmbeddingProblem(spec, 37, 100, dtype)) is None:
+            weight = sample_weight(spec, 37, 100)
+            rows = kernel.apply(index, kernel.prepare(weight, NO_ACTIVATION), getattr(torch, dtype))
+            assert torch.equal(rows, weight.dequantize()[index].to(getattr(torch, dtype)))
+            taken += 1
+    assert taken >= 3
