@@ -283,10 +283,6 @@ def test_wrong_upper_bound_is_refused():
         parse(FBGEMM | {"activation_scale_ub": -1})
 
 
-def test_fp8_configuration_over_dense_tensors_is_refused():
-    with pytest.raises(ConfigError, match="no tensor is an eight-bit float"):
-        parse(BLOCK, {f"{NAME}.weight": torch.ones(2, 2)})
-
 
 @pytest.mark.parametrize("name", ["gate_up_proj_scale_inv", "down_proj_scale_inv", "gate_up_proj_scale", "down_proj_activation_scale"])
 def test_fused_experts_are_refused_by_name(name):

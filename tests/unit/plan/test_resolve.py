@@ -185,3 +185,9 @@ def test_unknown_architecture_still_resolves(tmp_path):
     assert plan.modules[DOWN].kind == "linear" and plan.modules["model.embed_tokens"].kind == "embedding"
     with pytest.raises(BitgrainError, match="NovelForCausalLM"):
         bitgrain.load_model(path)
+
+
+def test_configuration_over_dense_tensors_leaves_every_module_dense_and_says_so(tmp_path):
+    path = small_llama(tmp_path / "m", quantization_config={"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]})
+    row = bitgrain.open_checkpoint(path).plan.modules[DOWN]
+    assert row.label == "dense bfloat16" and "its tensors are dense" in row.why

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
-from bitgrain.errors import ConfigError, UnknownFormatError
+from bitgrain.errors import UnknownFormatError
 from bitgrain.formats.base import Detection, Evidence, KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import AUTO_ROUND_KEYS, ConfigReader, words
 from bitgrain.formats.examples import SHAPE, examples_of
@@ -122,7 +122,6 @@ class FP8Config(QuantConfig):
         reader.skip(FP8_KEYS | AUTO_ROUND_KEYS | GPTQMODEL_KEYS)
         _refuse_fused_experts(evidence)
         excluded = _excluded(reader)
-        _note_dense_tensors(reader, evidence)
         bounded = evidence.method == "fbgemm-fp8"
         block = reader.block("weight_block_size")
         parsed = cls(
@@ -243,13 +242,6 @@ def _excluded(reader: ConfigReader) -> tuple[str, ...]:
             needed = "bits 8, or 16 for a dense module"
             reader.problem(f"extra_config[{rule!r}]", repr(change), needed, "this mixture is not supported by this version")
     return tuple(rule for rule in rules if rule.startswith("-:"))
-
-
-def _note_dense_tensors(reader: ConfigReader, evidence: Evidence) -> None:
-    """A problem if the configuration says fp8 and nothing is."""
-    if not any(header.dtype in FLOAT8_CODES for header in evidence.tensors.values()):
-        found, action = "it says fp8, but no tensor is an eight-bit float", "quantizing while loading is not supported by this version"
-        reader.problems.append(ConfigError(reader.where, found, "a quantized checkpoint", f"remove quantization_config; {action}"))
 
 
 def _refuse_fused_experts(evidence: Evidence) -> None:
