@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from bitgrain.checkpoint.headers import FLOAT_CODES, TORCH_DTYPES, TensorHeader
-from bitgrain.errors import BadValueError, RuleMismatchError
+from bitgrain.errors import RuleMismatchError
+from bitgrain.formats.value_checks import require_finite
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, DenseWeight, Weight, WeightSpec
 
 if TYPE_CHECKING:
@@ -160,13 +160,15 @@ class KVCacheScheme:
         element:     "none" or an element type ("fp8_e4m3fn", "int8").
         granularity: "tensor", "head", ...
         symmetric:   no zero points.
-        scales:      local tensor name to (full tensor name, which): which is "k", "v", "q", "kv", "k_zero" or "v_zero".
+        scales:      (full tensor name, which) of every stored one; which is "k", "v", "q", "kv", "k_zero" or "v_zero".
+        dynamic:     scales are computed when the cache is written; none are stored.
     """
 
     element: str = "none"
     granularity: str = "tensor"
     symmetric: bool = True
-    scales: tuple[tuple[str, str], ...] = ()  # (full tensor name, which)
+    scales: tuple[tuple[str, str], ...] = ()
+    dynamic: bool = False
 
     def describe(self) -> str:
         if self.element == "none":
@@ -346,54 +348,3 @@ def dense_scheme(module: ModuleView) -> DenseScheme:
         if header.dtype in FLOAT_CODES:
             dtype = header.dtype
     return DenseScheme(shape, dtype)
-
-
-def require_finite(name: str, values: Tensor) -> Tensor:
-    """`values` itself.
-
-    Raises:
-        BadValueError: NaN or infinity, with their number.
-    """
-    # a sum is one pass without a mask as large as the tensor; only a suspect result is looked at closely
-    if not bool(torch.isfinite(values.float().sum() if values.numel() < 1 << 16 else _finite_probe(values))):
-        bad = int((~torch.isfinite(values.float())).sum())
-        if bad:
-            raise BadValueError(name, f"{bad} of {values.numel()} values are NaN or infinite", "finite values", "the file is damaged; fetch or write it again")
-    return values
-
-
-def _finite_probe(values: Tensor) -> Tensor:
-    total = torch.zeros(())
-    flat, step = values.reshape(-1), 1 << 22
-    for start in range(0, flat.numel(), step):
-        total = total + flat[start : start + step].float().mul_(2.0**-64).sum()
-    return total
-
-
-def require_scale(name: str, scale: Tensor, *, signed: bool = False, codes_are_zero: bool = False) -> Tensor:
-    """`scale` itself, once it is finite and not entirely zero (and, unless `signed`, nowhere negative).
-
-    Args:
-        signed:         producers of this format write negative scales.
-        codes_are_zero: the module's codes are all zero, so that zero scales lose nothing.
-    Raises:
-        BadValueError: what is wrong and where the first such value is.
-    """
-    require_finite(name, scale)
-    values = scale.float()
-    if not codes_are_zero and not bool((values != 0).any()):
-        raise BadValueError(name, "every scale is zero", "a scale that is not zero", "the file is damaged; fetch or write it again")
-    if not signed and bool((values < 0).any()):
-        at = [int(i) for i in (values < 0).nonzero()[0]]
-        raise BadValueError(name, f"{int((values < 0).sum())} negative scales, the first at {at}", "scales above zero", "the file is damaged; fetch or write it again")
-    return scale
-
-
-def static_value(name: str, tensor: Tensor) -> float:
-    """The one number that a stored static scale or zero point holds."""
-    return float(require_finite(name, tensor.reshape(-1)[:1].float())[0])
-
-
-def fill_static(activation: ActivationSpec, scale: float, zero: int = 0) -> ActivationSpec:
-    """A static specification with its stored values."""
-    return replace(activation, scale=scale, zero=zero)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
 from bitgrain.errors import ShapeMismatchError
-from bitgrain.formats.base import ModuleView, TensorRule, require_scale
+from bitgrain.formats.base import ModuleView, TensorRule
 from bitgrain.formats.grouped import GroupedScheme
+from bitgrain.formats.value_checks import require_scale
 from bitgrain.formats.word_packed import matrix_sizes, scale_dtype_of
 from bitgrain.numerics.interleave import restore_marlin_scales, unpack_marlin_tiles
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, IntAffineWeight, Weight

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
 from bitgrain.errors import BadValueError, LabelMismatchError
-from bitgrain.formats.base import TensorRule, fill_static, require_scale, scalar_shapes, static_value
+from bitgrain.formats.base import TensorRule, scalar_shapes
+from bitgrain.formats.value_checks import fill_static, require_scale, static_value
 from bitgrain.numerics.small_floats import decode_e8m0
 from bitgrain.weights import ActivationSpec
 

@@ -3,6 +3,7 @@
 16-bit   code = x
 fp8      code = fp8(clamp(x / scale)), rounded to nearest even;   x' = code * scale
 int8     scale = max |x| / 127 over one token and head;           x' = code * scale
+         with stored scales: code = round(clamp(x / scale + zero, -128, 127)); x' = (code - zero) * scale
 """
 
 from __future__ import annotations
@@ -104,39 +105,62 @@ class PlainStore(Store):
         self._rows.length = min(length, self._rows.length)
 
 
-class Float8Store(PlainStore):
-    """Float8 codes with one scale, one scale per head, or none.
+class ScaledStore(PlainStore):
+    """Codes with one stored scale, or one per head.
 
     Args:
         scale: multipliers; empty: numbers are stored as they are.
     """
 
-    def __init__(self, most: int, element: str, scale: tuple[float, ...]) -> None:
+    def __init__(self, most: int, scale: tuple[float, ...]) -> None:
         super().__init__(most)
-        self._dtype, self._scale = _FP8[element], scale
+        self._scale = scale
+
+    @staticmethod
+    def _per_head(values: tuple[float, ...], like: Tensor) -> Tensor:
+        """float32 [1 or heads, 1].
+
+        Raises:
+            LayoutError: neither one nor one per head.
+        """
+        if len(values) not in (1, like.shape[1]):
+            raise LayoutError(
+                "KV cache", f"{len(values)} scales for {like.shape[1]} heads", "one, or one per head", "correct the checkpoint's cache scales"
+            )
+        return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
+
+
+class Float8Store(ScaledStore):
+    """Float8 codes."""
+
+    def __init__(self, most: int, element: str, scale: tuple[float, ...]) -> None:
+        super().__init__(most, scale)
+        self._dtype = _FP8[element]
         self._limit = torch.finfo(self._dtype).max
 
-    def _scales(self, like: Tensor) -> Tensor | None:
-        if not self._scale:
-            return None
-        if len(self._scale) not in (1, like.shape[1]):
-            raise LayoutError(
-                "KV cache",
-                f"{len(self._scale)} scales for {like.shape[1]} heads",
-                "one, or one per head",
-                "correct the checkpoint's cache scales",
-            )
-        return torch.tensor(self._scale, dtype=torch.float32, device=like.device)[:, None]
-
     def append(self, rows: Tensor) -> None:
-        scale = self._scales(rows)
-        scaled = rows.float() if scale is None else rows.float() / scale
+        scaled = rows.float() / self._per_head(self._scale, rows) if self._scale else rows.float()
         super().append(scaled.clamp(-self._limit, self._limit).to(self._dtype))
 
     def read(self, dtype: torch.dtype) -> Tensor:
         codes = self._rows.view()
-        scale = self._scales(codes)
-        return codes.to(dtype) if scale is None else (codes.float() * scale).to(dtype)
+        return (codes.float() * self._per_head(self._scale, codes)).to(dtype) if self._scale else codes.to(dtype)
+
+
+class StaticInt8Store(ScaledStore):
+    """Int8 codes with stored scales and zero points."""
+
+    def __init__(self, most: int, scale: tuple[float, ...], zero: tuple[float, ...]) -> None:
+        super().__init__(most, scale)
+        self._zero = zero or (0.0,)
+
+    def append(self, rows: Tensor) -> None:
+        moved = rows.float() / self._per_head(self._scale, rows) + self._per_head(self._zero, rows)
+        super().append(torch.round(moved.clamp(-128, 127)).to(torch.int8))
+
+    def read(self, dtype: torch.dtype) -> Tensor:
+        codes = self._rows.view()
+        return ((codes.float() - self._per_head(self._zero, codes)) * self._per_head(self._scale, codes)).to(dtype)
 
 
 class Int8Store(PlainStore):
@@ -169,6 +193,8 @@ def make_stores(spec: KVCacheSpec, most: int) -> tuple[Store, Store]:
     """(keys, values) stores of one attention module for sequences of up to `most` tokens."""
     if spec.element in _FP8:
         return Float8Store(most, spec.element, spec.k_scale), Float8Store(most, spec.element, spec.v_scale)
+    if spec.element == "int8" and spec.source == "checkpoint":
+        return StaticInt8Store(most, spec.k_scale, spec.k_zero), StaticInt8Store(most, spec.v_scale, spec.v_zero)
     if spec.element == "int8":
         return Int8Store(most), Int8Store(most)
     return PlainStore(most), PlainStore(most)

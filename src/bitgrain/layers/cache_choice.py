@@ -35,20 +35,27 @@ def choose_cache(attention: str, scheme: KVCacheScheme | None, scales: Mapping[s
     """
     if asked != "auto" and asked not in CACHE_TYPES:
         raise RequestError(f"kv_cache = {asked!r}", "no such cache type", f"auto or one of {', '.join(CACHE_TYPES)}", "choose one of them")
-    element = (scheme.element if scheme else "none") if asked == "auto" else CACHE_TYPES[asked]
-    if element in ("none", "int8"):
-        return KVCacheSpec(element=element, source="none" if element == "none" else "computed")
-    k = _positive(scales.get("k") or scales.get("kv"))
-    v = _positive(scales.get("v") or scales.get("kv"))
-    if k is None or v is None:
-        if asked == "auto":
-            raise MissingTensorError(
-                f"{attention}.k_scale, v_scale", f"absent or not above zero, though the checkpoint announces a {element} cache", "both scales",
-                "fetch the checkpoint again, or ask for a 16-bit cache (kv_cache='16bit')",
-            )  # fmt: skip
-        # asked for by name on a checkpoint without scales: numbers are stored as they are, and the spec says so
-        return KVCacheSpec(element=element, source="unscaled by choice")
-    return KVCacheSpec(element=element, k_scale=k, v_scale=v, source="checkpoint")
+    announced = scheme.element if scheme else "none"
+    element = announced if asked == "auto" else CACHE_TYPES[asked]
+    if element == "none":
+        return KVCacheSpec()
+    k, v = _positive(scales.get("k") or scales.get("kv")), _positive(scales.get("v") or scales.get("kv"))
+    # scales without an announced type are those of fp8_e4m3fn: no producer writes others that way
+    meant_for = announced if announced != "none" else "fp8_e4m3fn"
+    if k is not None and v is not None and element == meant_for:
+        return KVCacheSpec(element, k, v, "checkpoint", tuple(scales.get("k_zero", ())), tuple(scales.get("v_zero", ())))
+    if asked == "auto" and (element not in CACHE_TYPES.values() or (scheme is not None and scheme.dynamic and element != "int8")):
+        raise RequestError(
+            attention, f"the checkpoint announces a KV cache of {scheme.describe() if scheme else element}", "16-bit, fp8 with stored scales, or int8",
+            "ask for another cache, such as kv_cache='16bit' (--kv-cache-dtype 16bit)",
+        )  # fmt: skip
+    if asked == "auto" and not (scheme and scheme.dynamic):
+        raise MissingTensorError(
+            f"{attention}.k_scale, v_scale", f"absent or not above zero, though the checkpoint announces a {element} cache", "both scales",
+            "fetch the checkpoint again, or ask for a 16-bit cache (kv_cache='16bit')",
+        )  # fmt: skip
+    # int8 computes its scales when it writes; fp8 asked for by name stores numbers as they are, and the spec says so
+    return KVCacheSpec(element, source="computed" if element == "int8" else "unscaled by choice")
 
 
 def _positive(values: tuple[float, ...] | None) -> tuple[float, ...] | None:

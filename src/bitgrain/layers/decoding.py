@@ -10,8 +10,9 @@ from torch import Tensor
 from bitgrain.checkpoint.files import CheckpointFiles
 from bitgrain.checkpoint.ledger import Ledger
 from bitgrain.errors import BadValueError, BitgrainError, ManyProblemsError, RequestError
-from bitgrain.formats.base import ModuleKind, require_finite
+from bitgrain.formats.base import ModuleKind
 from bitgrain.formats.matching import nearest_names
+from bitgrain.formats.value_checks import require_finite
 from bitgrain.plan import ModulePlan, Plan
 from bitgrain.weights import ActivationSpec, Weight
 

@@ -32,7 +32,8 @@ def round_trip(spec, x, dtype=torch.float32):
     "arguments",
     [
         {"element": "fp4"}, {"element": E4M3}, {"element": E4M3, "source": "checkpoint"}, {"element": E4M3, "source": "computed"},
-        {"element": "int8"}, {"element": "int8", "source": "checkpoint", "k_scale": (1.0,), "v_scale": (1.0,)},
+        {"element": "int8"}, {"element": "int8", "source": "checkpoint", "k_scale": (1.0,), "v_scale": (1.0,), "k_zero": (0.5,)},
+        {"element": E4M3, "source": "checkpoint", "k_scale": (1.0,), "v_scale": (1.0,), "v_zero": (1.0,)},
         {"element": "none", "source": "unscaled by choice"}, {"element": "none", "k_scale": (1.0,)},
         {"element": E4M3, "source": "checkpoint", "k_scale": (0.0,), "v_scale": (1.0,)},
         {"element": E4M3, "source": "checkpoint", "k_scale": (1.0,), "v_scale": (float("nan"),)},
@@ -131,6 +132,13 @@ def test_int8_scale_is_the_largest_of_a_token_and_head():
     step = x.abs().amax(-1, keepdim=True) / 127
     assert ((found - x).abs() <= 0.5001 * step).all()
     assert torch.allclose(found.abs().amax(-1), x.abs().amax(-1))
+
+
+def test_stored_int8_scales_and_zero_points_make_the_codes():
+    spec = KVCacheSpec("int8", (0.5,), (0.5,), "checkpoint", (10.0,), (10.0,))
+    x = torch.tensor([-69.0, -68.5, 0.0, 0.3, 58.5, 100.0]).view(1, 1, 6)
+    # codes reach from -128 to 127: values below -69 and above 58.5 are cut
+    assert round_trip(spec, x).flatten().tolist() == [-69.0, -68.5, 0.0, 0.5, 58.5, 58.5]
 
 
 def test_int8_keeps_zeros_and_whole_codes():

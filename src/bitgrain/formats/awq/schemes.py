@@ -10,8 +10,9 @@ from torch import Tensor
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
 from bitgrain.errors import BadValueError, LabelMismatchError
-from bitgrain.formats.base import TensorRule, require_finite, require_scale
+from bitgrain.formats.base import TensorRule
 from bitgrain.formats.grouped import GroupedScheme, centred_codes_are_zero
+from bitgrain.formats.value_checks import require_finite, require_scale
 from bitgrain.numerics.bitpack import unpack_dense, words_as_bytes
 from bitgrain.numerics.interleave import deinterleave_even_odd
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, IntAffineWeight, Weight

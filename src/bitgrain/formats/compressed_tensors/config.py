@@ -250,7 +250,7 @@ class CompressedTensorsConfig(QuantConfig):
                 f"the static scales that {WHERE}.kv_cache_scheme promises",
                 "fetch or write the checkpoint again, or set kv_cache_scheme to null",
             )
-        return KVCacheScheme(element, granularity, args.symmetric, scales)
+        return KVCacheScheme(element, granularity, args.symmetric, scales, bool(args.dynamic))
 
 
 def _example(weights: QuantizationArgs, inputs: QuantizationArgs | None) -> Scheme:

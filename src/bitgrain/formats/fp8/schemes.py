@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitgrain.checkpoint.headers import FLOAT_CODES, TORCH_DTYPES
 from bitgrain.errors import BadValueError, LabelMismatchError
-from bitgrain.formats.base import Scheme, TensorRule, require_finite
+from bitgrain.formats.base import Scheme, TensorRule
 from bitgrain.formats.stored_scales import (
     ZERO_CODES,
     checked_scale,
@@ -21,6 +21,7 @@ from bitgrain.formats.stored_scales import (
     require_no_zero_point,
     static_input_rules,
 )
+from bitgrain.formats.value_checks import require_finite
 from bitgrain.weights import ActivationSpec, FloatWeight, Weight, WeightSpec
 from bitgrain.weights.float8 import float_spec
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
 from bitgrain.errors import BadValueError, LabelMismatchError
-from bitgrain.formats.base import ModuleView, Scheme, TensorRule, require_scale
+from bitgrain.formats.base import ModuleView, Scheme, TensorRule
 from bitgrain.formats.gptq.zero_points import check_symmetric, read_zero_points
 from bitgrain.formats.grouped import int_affine_spec
+from bitgrain.formats.value_checks import require_scale
 from bitgrain.formats.word_packed import matrix_sizes, scale_dtype_of
 from bitgrain.numerics.bitpack import dense_bytes, pack_dense, unpack_planar, words_as_bytes
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, IntAffineWeight, Weight, WeightSpec

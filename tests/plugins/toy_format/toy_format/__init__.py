@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitgrain.formats.base import Detection, Evidence, ModuleView, QuantConfig, Scheme, TensorRule, require_scale, scalar_shapes
+from bitgrain.formats.base import Detection, Evidence, ModuleView, QuantConfig, Scheme, TensorRule, scalar_shapes
 from bitgrain.formats.matching import matches_segments
+from bitgrain.formats.value_checks import require_scale
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, IntAffineWeight, Weight, WeightSpec
 
 
