@@ -17,7 +17,11 @@ from bitgrain.layers.cache_choice import choose_cache
 from bitgrain.layers.decoding import ModuleReader
 from bitgrain.layers.embedding import Embedding
 from bitgrain.layers.linear import FusedLinear, Linear, ParallelLinear
+from bitgrain.platforms.host_memory import return_free_memory
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, Weight
+
+# Stored bytes that are decoded between two calls that return free memory: a call costs about a millisecond.
+FREE_AFTER_BYTES = 8_000_000
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -57,7 +61,7 @@ class ModelBuilder:
         self._fused = {fusion.modules: fusion for fusion in reader.plan.fusions}
         self._embeddings: dict[str, Weight] = {}
         self._dtype_name = str(options.dtype).removeprefix("torch.")
-        self._done = 0
+        self._done = self._decoded = 0
 
     def linear(self, name: str) -> Linear:
         """One linear module with its bias, if one is stored."""
@@ -127,6 +131,7 @@ class ModelBuilder:
         row = self.reader.row(name)
         weight, activation, bias = self.reader.weight(row)
         self._advance(name)
+        self._count_memory(row.nbytes)
         if self.options.activations == "none":
             activation = NO_ACTIVATION
         return weight, activation, bias
@@ -137,6 +142,13 @@ class ModelBuilder:
         prepared = selection.kernel.prepare(weight, activation)
         moved = None if bias is None else bias.to(self.options.device, self.dtype, copy=True)
         return Linear(label, selection.kernel, prepared, moved)
+
+    def _count_memory(self, nbytes: int) -> None:
+        """Note what was decoded, and return free memory before the gaps grow larger than a module."""
+        self._decoded += nbytes
+        if self._decoded > FREE_AFTER_BYTES:
+            self._decoded = 0
+            return_free_memory()
 
     def _select(self, label: str, problem: LinearProblem | EmbeddingProblem) -> Selection:
         selection = select(problem, self.options.platform, self.options.policy)

@@ -17,7 +17,7 @@ from bitgrain.registry import Registry
 from bitgrain.settings import platform_key
 
 _REGISTRY: Registry[PlatformProbe] = Registry("platform", "bitgrain.platforms")
-_NOT_PLATFORMS = ("base", "probe")
+_NOT_PLATFORMS = ("base", "host_memory", "probe")
 
 
 @lru_cache(maxsize=1)

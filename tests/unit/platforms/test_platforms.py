@@ -1,0 +1,59 @@
+"""Platforms: probed features, answers for what is absent, and memory that is given back."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitgrain.errors import BitgrainError, RunError
+from bitgrain.platforms import host_memory
+from bitgrain.platforms.base import PlatformProbe, ProbeReport
+from bitgrain.platforms.probe import default_platform, known_platforms, platform_of, probe_all
+
+
+def test_host_is_present_with_cores_and_memory():
+    platform = platform_of("cpu")
+    assert platform.key == "cpu" and platform.cores >= 1 and platform.memory > 1 << 28
+    assert default_platform() == platform
+
+
+def test_every_known_platform_gives_one_of_four_answers():
+    reports = probe_all()
+    assert [r.key for r in reports] == known_platforms()
+    assert all(r.state == "present" or r.state == "absent" or r.state.startswith(("broken", "incompatible")) for r in reports)
+
+
+def test_device_that_no_platform_serves_is_refused():
+    with pytest.raises(RunError, match="abacus"):
+        platform_of("abacus:0")
+
+
+def test_forced_platform_is_honoured_or_refused(monkeypatch):
+    monkeypatch.setenv("BITGRAIN_PLATFORM", "cpu")
+    assert platform_of("anything").key == "cpu"
+    monkeypatch.setenv("BITGRAIN_PLATFORM", "abacus")
+    with pytest.raises(BitgrainError, match="abacus"):
+        default_platform()
+
+
+def test_absent_platform_says_so():
+    report = PlatformProbe("toy", "toy", 1, lambda: ProbeReport("toy", "absent")).probe()
+    assert report.platform is None and report.as_dict()["features"] == []
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or host_memory._trim() is None, reason="needs Linux and a C library that can trim")
+def test_gaps_between_living_tensors_are_given_back():
+    kept, freed = [], []
+    for _ in range(1500):  # below the size that the allocator maps by itself
+        kept.append(torch.ones(2_000))
+        freed.append(torch.ones(25_000))
+    freed.clear()
+    before = resident_bytes()
+    host_memory.return_free_memory()
+    assert resident_bytes() < before - 50_000_000
+    assert len(kept) == 1500
