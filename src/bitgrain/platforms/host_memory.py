@@ -11,7 +11,7 @@ from functools import lru_cache
 def _trim() -> Callable[[int], int] | None:
     """glibc's malloc_trim; None where the C library has none."""
     try:
-        return ctypes.CDLL(None).malloc_trim  # type: ignore[no-any-return]
+        return ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError, TypeError):
         return None
 
