@@ -30,6 +30,17 @@ def test_unpack_of_prepared_codes_is_exact(bits, index):
     assert torch.equal(kernel.unpack(kernel.prepare(weight, NO_ACTIVATION)), weight.codes())
 
 
+@needs_library
+def test_group_without_columns_leaves_the_others_right():
+    weight = sample_weight(int_affine(4, "group", 32, "integer", index=True), 40, 128)
+    index = weight.group_index.clone()
+    index[index == 1] = 2
+    weight = replace(weight, group_index=index)
+    kernel, x = IntAffineLinear(), torch.randn(5, 128, generator=torch.Generator().manual_seed(7))
+    want = x.double() @ weight.dequantize().double().T
+    assert torch.allclose(kernel.apply(x, kernel.prepare(weight, NO_ACTIVATION), None).double(), want, atol=2e-5 * want.abs().max().item())
+
+
 def test_panel_layouts_are_bijections():
     codes = torch.randint(0, 256, (32, 64), dtype=torch.uint8)
     assert torch.equal(panels.unpack_quads(panels.pack_quads(codes)), codes)

@@ -129,11 +129,12 @@ def test_chat_logprobs_hold_bytes(client):
 
 
 def test_neutral_fields_of_the_interface_are_accepted(client):
-    client.chat.completions.create(
+    answer = client.chat.completions.create(
         model="fake", messages=HELLO, max_tokens=1, n=1, presence_penalty=0, frequency_penalty=0, user="me", logit_bias={}, tools=[],
         tool_choice="auto", response_format={"type": "text"}, store=False, metadata={"a": "b"}, parallel_tool_calls=True, service_tier="auto",
         extra_body={"logit_bias": None, "tools": None, "top_k": -1, "min_p": 0, "repetition_penalty": 1.0},
     )  # fmt: skip
+    assert answer.usage.completion_tokens == 1
 
 
 def test_wrong_model_is_not_found(client):
