@@ -11,8 +11,9 @@ SOURCES = $(shell find native src -name '*.py' -o -name '*.cpp' -o -name '*.hpp'
 serve: .venv/serve.done
 	.venv/bin/bitgrain serve $(ARGS)
 
+# waiting threads sleep: on a busy machine spinning ones would take the cores from those that work
 test: .venv/test.done lint
-	.venv/bin/python -m pytest -q -ra $(ARGS)
+	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -q -ra $(ARGS)
 
 lint: .venv/test.done
 	.venv/bin/ruff check .

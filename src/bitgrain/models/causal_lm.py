@@ -51,9 +51,9 @@ class CausalLM(nn.Module):
         self.selections: Mapping[str, Selection] = {}
         self.cache_specs: Mapping[str, KVCacheSpec] = {}
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def slots(config: ModelConfig) -> ModelSlots:
+    def slots(cls, config: ModelConfig) -> ModelSlots:
         """Every module that the checkpoint must have."""
 
     @abstractmethod
