@@ -236,6 +236,26 @@ def test_ignored_module_with_quantized_tensors_is_refused():
         parse(BLOCK | {"modules_to_not_convert": [NAME]}).decide(view(block_module()[0]))
 
 
+def test_dynamic_rules_change_scales_and_the_first_match_decides():
+    rules = {
+        r"-:.*layers\.0\.": {},
+        r".*down_proj": {"weight_scale_method": "block", "weight_block_size": [64, 32]},
+        r"+:.*layers": {"weight_scale_method": "tensor"},
+        r".*up_proj": {"weight_scale_method": "block", "weight_block_size": [8, 8]},
+    }
+    config = parse(DIVISOR | {"weight_scale_method": "row", "dynamic": rules})
+    tensors = {"weight": torch.zeros(128, 64).to(E4M3), "weight_scale_inv": torch.ones(2, 2)}
+    assert not config.rule_for(view(tensors, "model.layers.0.mlp.down_proj"))[0]
+    specs = [config.quantized_scheme(view(tensors, name)).weight_spec for name in ("model.layers.1.mlp.down_proj", "model.layers.1.mlp.up_proj", "lm_head")]
+    assert [(s.granularity, s.block) for s in specs] == [("block", (64, 32)), ("tensor", (0, 0)), ("channel", (0, 0))]
+
+
+@pytest.mark.parametrize("change", [{"weight_scale_method": "column"}, {"weight_scale_method": "block"}, {"weight_scale_method": "row", "weight_block_size": [8, 8]}, {"bits": 4}, {}])
+def test_dynamic_rule_that_cannot_be_honoured_is_refused(change):
+    with pytest.raises(ConfigError, match="down_proj"):
+        parse(DIVISOR | {"weight_scale_method": "row", "dynamic": {".*down_proj": change}})
+
+
 def test_negative_dynamic_rule_excludes_by_regex():
     config = parse(DIVISOR | {"weight_scale_method": "row", "dynamic": {r"-:.*\.mlp\.down_proj": {}}})
     assert not config.rule_for(view({"weight": torch.ones(2, 2)}))[0]

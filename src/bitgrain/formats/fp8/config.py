@@ -56,6 +56,25 @@ GPTQMODEL_KEYS = words(
 FUSED_EXPERTS = tuple(f"experts.{part}_proj{end}" for part in ("gate_up", "down") for end in ("_scale_inv", "_scale", "_activation_scale"))
 
 
+@dataclass(frozen=True, slots=True)
+class ScaleRule:
+    """One entry of GPTQModel's `dynamic`: the first whose regex matches a module's name from its start decides.
+
+    Args:
+        key:      as written; "-:" in front excludes, "+:" or nothing overrides.
+        strategy: "block", "channel" or "tensor"; "" keeps the configuration's.
+        block:    (rows, columns) per scale for "block".
+    """
+
+    key: str
+    exclude: bool
+    strategy: str = ""
+    block: tuple[int, int] | None = None
+
+    def matches(self, name: str) -> bool:
+        return matches_regex(self.key.removeprefix("-:").removeprefix("+:"), name, "quantization_config.dynamic")
+
+
 @dataclass(slots=True)
 class FP8Config(QuantConfig):
     """Parsed configuration of an FP8 checkpoint.
@@ -68,7 +87,7 @@ class FP8Config(QuantConfig):
         activation:  "static", "dynamic", "bounded" (dynamic per token, cut at `upper_bound`) or "none".
         power_of_two: scales are powers of two (E8M0), of dynamic activations too.
         ignored:     rules that leave modules dense, whole dotted segments.
-        excluded:    the same as "-:" and a regex, anchored at the start (GPTQModel's `dynamic`).
+        dynamic:     rules that exclude modules or change their scales.
         cache:       element type of the KV cache, "none" if the configuration does not speak of it.
     """
 
@@ -85,7 +104,7 @@ class FP8Config(QuantConfig):
     upper_bound: float | None
     power_of_two: bool
     ignored: SegmentRules
-    excluded: tuple[str, ...]
+    dynamic: tuple[ScaleRule, ...]
     cache: str
 
     @classmethod
@@ -121,7 +140,7 @@ class FP8Config(QuantConfig):
         reader = ConfigReader(unstated | evidence.settings())
         reader.skip(FP8_KEYS | AUTO_ROUND_KEYS | GPTQMODEL_KEYS)
         _refuse_fused_experts(evidence)
-        excluded = _excluded(reader)
+        dynamic = _scale_rules(reader)
         bounded = evidence.method == "fbgemm-fp8"
         block = reader.block("weight_block_size")
         parsed = cls(
@@ -133,7 +152,7 @@ class FP8Config(QuantConfig):
             upper_bound=_upper_bound(reader) if bounded else None,
             power_of_two=reader.choice("scale_fmt", {"float": False, "ue8m0": True, "": False}, ""),
             ignored=SegmentRules(dict.fromkeys(reader.names("modules_to_not_convert") + reader.names("ignored_layers"))),
-            excluded=excluded,
+            dynamic=dynamic,
             cache=_cache(reader),
             trust_tensors=evidence.trust_tensors,
         )
@@ -146,22 +165,29 @@ class FP8Config(QuantConfig):
 
     def rule_for(self, module: ModuleView) -> tuple[bool, str]:
         rule = self.ignored.find(module.name)
-        if rule is None:
-            rule = next((r for r in self.excluded if matches_regex(r[2:], module.name, "quantization_config.dynamic")), None)
-        if rule is None:
+        if rule is not None:
+            self.matched_rules.add(rule)
+            return False, f"excluded by the rule {rule!r}"
+        override = self._override(module)
+        if override is None:
             return True, "quant_method is fp8"
-        self.matched_rules.add(rule)
-        return False, f"excluded by the rule {rule!r}"
+        self.matched_rules.add(override.key)
+        return not override.exclude, f"dynamic has {override.key!r}"
 
     def rules(self) -> Sequence[str]:
-        return (*self.ignored.patterns, *self.excluded)
+        return (*self.ignored.patterns, *(rule.key for rule in self.dynamic))
+
+    def _override(self, module: ModuleView) -> ScaleRule | None:
+        return next((rule for rule in self.dynamic if rule.matches(module.name)), None)
 
     def quantized_scheme(self, module: ModuleView) -> Scheme:
         weight = module.tensors.get("weight")
         shape = module.shape or ((weight.shape[0], weight.shape[1]) if weight is not None and len(weight.shape) == 2 else (0, 0))
-        scale_name = next((n for n in SCALE_NAMES if n in module.tensors), SCALE_NAMES[0] if self.strategy == "block" else SCALE_NAMES[1])
+        override = self._override(module)
+        changed = override is not None and override.strategy != ""
+        strategy, block = (override.strategy, override.block) if override is not None and changed else (self.strategy, self.block)
+        scale_name = next((n for n in SCALE_NAMES if n in module.tensors), SCALE_NAMES[0] if strategy == "block" else SCALE_NAMES[1])
         stored = module.tensors.get(scale_name)
-        strategy = self.strategy
         if not strategy or module.kind is ModuleKind.EMBEDDING:
             # a single number is per tensor; else it must be one per row, and the header comparison says if it is not
             strategy = "tensor" if stored is None or stored.numel == 1 else "channel"
@@ -169,9 +195,9 @@ class FP8Config(QuantConfig):
         found = weight.dtype if weight is not None and weight.dtype in FLOAT8_CODES else "F8_E4M3"
         return Float8Scheme(
             shape,
-            self._activation_of(module, strategy),
+            self._activation_of(module, strategy, block),
             self.element or found,
-            cell_of(strategy, shape, block=self.block),
+            cell_of(strategy, shape, block=block),
             scale_name,
             (*FLOAT_CODES, *E8M0_CODES) if powers else FLOAT_CODES,
             self.inverse,
@@ -179,14 +205,14 @@ class FP8Config(QuantConfig):
             next((n for n in INPUT_NAMES if n in module.tensors), INPUT_NAMES[0]),
         )
 
-    def _activation_of(self, module: ModuleView, strategy: str) -> ActivationSpec:
+    def _activation_of(self, module: ModuleView, strategy: str, block: tuple[int, int] | None) -> ActivationSpec:
         if self.activation == "none" or module.kind is ModuleKind.EMBEDDING:
             return NO_ACTIVATION
         if self.activation == "static":
             return ActivationSpec(FP8, "tensor", dynamic=False)
         scale_type = "e8m0" if self.power_of_two else "float"
-        if strategy == "block" and self.block is not None:
-            return ActivationSpec(FP8, "group", self.block[1], scale_type=scale_type)
+        if strategy == "block" and block is not None:
+            return ActivationSpec(FP8, "group", block[1], scale_type=scale_type)
         return ActivationSpec(FP8, "token", scale_type=scale_type, upper_bound=self.upper_bound)
 
     def get_kv_cache_scheme(self, module: ModuleView) -> KVCacheScheme:
@@ -229,19 +255,33 @@ def _cache(reader: ConfigReader) -> str:
     return reader.choice("kv_cache_scheme", {"static": FP8, "dynamic": FP8, "fp8": FP8, "": "none"}, "")
 
 
-def _excluded(reader: ConfigReader) -> tuple[str, ...]:
-    """The rules that exclude modules; others would change the numbers in a way that this format does not implement."""
-    rules = reader.section("dynamic", "an object of rules")
-    for rule, change in rules.items():
-        if not rule.startswith("-:"):
-            needed = "only rules that exclude modules (-:) beside fp8"
-            reader.problem(f"dynamic[{rule!r}]", repr(change), needed, "write the checkpoint without overrides")
+def _scale_rules(reader: ConfigReader) -> tuple[ScaleRule, ...]:
+    """The rules of `dynamic`, in order; a rule that changes something else than scales is a problem."""
+    rules = []
+    for key, change in reader.section("dynamic", "an object of rules").items():
+        if key.startswith("-:"):
+            rules.append(ScaleRule(key, True))
+            continue
+        known = isinstance(change, Mapping) and change.keys() <= {"weight_scale_method", "weight_block_size"}
+        named = STRATEGIES.get(str(change.get("weight_scale_method")), "") if known else ""
+        size = change.get("weight_block_size") if known else None
+        sized = isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
+        if not named or (named == "block") != sized:
+            needed = "weight_scale_method row, block or tensor, and weight_block_size [rows, columns] for a block"
+            reader.problem(f"dynamic[{key!r}]", repr(change), needed, "this override is not supported by this version")
+            continue
+        rules.append(ScaleRule(key, False, named, (size[0], size[1]) if size is not None and sized else None))
+    _check_extra(reader)
+    return tuple(rules)
+
+
+def _check_extra(reader: ConfigReader) -> None:
+    """A problem for each rule of AutoRound's extra_config that mixes in another width."""
     for rule, change in reader.section("extra_config", "an object of rules").items():
         bits = change.get("bits", 8) if isinstance(change, Mapping) else None
         if not isinstance(bits, int) or (bits != 8 and bits < 16):
             needed = "bits 8, or 16 for a dense module"
             reader.problem(f"extra_config[{rule!r}]", repr(change), needed, "this mixture is not supported by this version")
-    return tuple(rule for rule in rules if rule.startswith("-:"))
 
 
 def _refuse_fused_experts(evidence: Evidence) -> None:
