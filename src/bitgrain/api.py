@@ -83,7 +83,7 @@ def _slots(files: CheckpointFiles, architecture: str) -> Any:
 
 def load_model(
     path: str | Path,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
     activations: str = "scheme",
     fidelity: str = "exact",

@@ -25,7 +25,7 @@ ACTIVATIONS = ("scheme", "none")
 class LoadOptions:
     """The options of bitgrain.load_model; see there."""
 
-    device: str | None = None
+    device: str | torch.device | None = None
     dtype: str | torch.dtype = "auto"
     activations: str = "scheme"
     fidelity: str = "exact"
@@ -46,7 +46,7 @@ def build_model(files: CheckpointFiles, plan: Plan, architecture: str, options: 
         raise RequestError(f"activations = {options.activations!r}", "no such mode", f"one of {', '.join(ACTIVATIONS)}", "choose one of them")
     model_type = model_class(architecture)
     config = ModelConfig.from_dict(files.config, "config.json")
-    device = options.device or default_device()
+    device = str(options.device or default_device())
     platform = platform_of(device)
     policy = Policy(options.fidelity, options.kernels, frozenset(options.forbid), options.require)
     policy.check()

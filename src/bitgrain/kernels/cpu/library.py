@@ -77,6 +77,11 @@ def instruction_set() -> str:
     return library.bg_instruction_set().decode() if library else ""
 
 
+def build_stamp() -> int:
+    """Changes when the library is built again; 0 without one."""
+    return FILE.stat().st_mtime_ns if FILE.exists() else 0
+
+
 def choose_instruction_set(name: str) -> None:
     """Switch every native kernel to another instruction set of this machine (for tests and comparisons).
 

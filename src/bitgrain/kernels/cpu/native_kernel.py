@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from bitgrain.kernels.base import LinearProblem, Prepared, Refusal
-from bitgrain.kernels.cpu.library import instruction_set, missing
+from bitgrain.kernels.cpu.library import build_stamp, instruction_set, missing
 from bitgrain.weights import ActivationSpec
 
 
@@ -15,7 +15,7 @@ class NativeKernel:
     @property
     def build(self) -> str:
         """What a remembered self-test depends on besides the kernel's name."""
-        return instruction_set()
+        return f"{instruction_set()} {build_stamp()}"
 
     def state(self) -> str:
         """ "available (instruction set)", or why not."""
