@@ -51,7 +51,7 @@ def resolve(files: CheckpointFiles, slots: ModelSlots | None, options: ResolveOp
     Raises:
         ManyProblemsError (or the single problem): everything that is missing, unexpected, misshapen or contradictory.
     """
-    evidence = gather_evidence(files, options.trust_tensors)
+    evidence = gather_evidence(files)
     format_class, detection = detect(evidence, options.quantization)
     config = format_class.parse(evidence)
     config.trust_tensors = options.trust_tensors

@@ -194,8 +194,6 @@ class Evidence:
         sidecars:   file name to contents of the other quantization configuration files.
         tensors:    every tensor header by full name.
         suffixes:   local tensor name to one example of a full name.
-        trust_tensors: the user's explicit override: where a rule excludes a module that has quantized tensors, believe
-                    the tensors.
     """
 
     config: Mapping[str, Any]
@@ -203,7 +201,6 @@ class Evidence:
     sidecars: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, TensorHeader]
     suffixes: Mapping[str, str]
-    trust_tensors: bool = False
 
     @property
     def method(self) -> str | None:
@@ -243,6 +240,10 @@ class QuantConfig(ABC):
         aliases: other names under which users of other engines ask for it.
         informational: configuration keys that may differ between files without a conflict.
         quantizes_embeddings: the format can hold a quantized token embedding.
+    Attributes:
+        trust_tensors: the user's explicit override, set by the resolver: where a rule excludes a module that has quantized
+                       tensors, believe the tensors.
+        matched_rules: rules that have matched a module so far.
     """
 
     name: ClassVar[str]
@@ -250,8 +251,8 @@ class QuantConfig(ABC):
     informational: ClassVar[frozenset[str]] = frozenset()
     quantizes_embeddings: ClassVar[bool] = False
 
-    trust_tensors: bool = field(default=False, kw_only=True)
-    matched_rules: set[str] = field(default_factory=set, kw_only=True)
+    trust_tensors: bool = field(default=False, init=False)
+    matched_rules: set[str] = field(default_factory=set, init=False)
 
     @classmethod
     def examples(cls) -> tuple[tuple[str, WeightSpec, ActivationSpec], ...]:

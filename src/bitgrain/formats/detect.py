@@ -15,7 +15,7 @@ from bitgrain.formats.registry import canonical_name, formats
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
 
 
-def gather_evidence(files: CheckpointFiles, trust_tensors: bool = False) -> Evidence:
+def gather_evidence(files: CheckpointFiles) -> Evidence:
     """All that detection may look at.
 
     Raises:
@@ -25,7 +25,7 @@ def gather_evidence(files: CheckpointFiles, trust_tensors: bool = False) -> Evid
     suffixes: dict[str, str] = {}
     for name in files.tensors:
         suffixes.setdefault(name.rpartition(".")[2], name)
-    return Evidence(files.config, section, files.sidecars, files.tensors, suffixes, trust_tensors)
+    return Evidence(files.config, section, files.sidecars, files.tensors, suffixes)
 
 
 def _quantization_section(config: Mapping[str, Any]) -> Mapping[str, Any] | None:

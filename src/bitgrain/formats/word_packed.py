@@ -7,14 +7,14 @@ Their producers write one family of configuration files: the same metadata keys,
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
 from bitgrain.formats.base import ModuleKind, ModuleView
 from bitgrain.formats.config_reader import ConfigReader
-from bitgrain.formats.matching import SegmentRules, compile_rule
+from bitgrain.formats.dynamic_rules import DynamicRule, find_dynamic_rule, read_dynamic_rules
+from bitgrain.formats.matching import SegmentRules
 
 # fmt: off
 # How the checkpoint was made: calibration, algorithm, progress, file names.  None of it changes what tensors mean.
@@ -86,41 +86,14 @@ def read_neutral_keys(settings: ConfigReader, methods: Collection[str]) -> None:
         settings.need(key, lambda v: not v, "null: this format's tensors do not say what it needs", undo)
 
 
-@dataclass(frozen=True, slots=True)
-class DynamicRule:
-    """One entry of `dynamic`.
-
-    Args:
-        key:       the entry as written.
-        pattern:   its regex, matched at the start of the whole module name.
-        exclude:   "-:" was in front: the module is not quantized.
-        overrides: settings that replace the common ones.
-    """
-
-    key: str
-    pattern: re.Pattern[str]
-    exclude: bool
-    overrides: Mapping[str, Any]
-
-
-def read_dynamic_rules(settings: ConfigReader, meaningful: frozenset[str], bits: frozenset[int]) -> tuple[DynamicRule, ...]:
-    """The rules of `dynamic`, in the order in which they are tried.
+def read_code_rules(settings: ConfigReader, meaningful: frozenset[str], bits: frozenset[int]) -> tuple[DynamicRule, ...]:
+    """The rules of `dynamic` that change how a module's codes are written.
 
     Args:
         meaningful: override keys that the format honours.
         bits:       widths that the format knows.
     """
-    rules = []
-    for key, overrides in settings.section("dynamic", "an object of pattern: overrides").items():
-        where = f"dynamic[{key!r}]"
-        text = key.removeprefix("-:").removeprefix("+:")
-        pattern = settings.collect(partial(compile_rule, text, settings.place(where)))
-        if pattern is None:
-            continue
-        exclude = key.startswith("-:")
-        checked = {} if exclude else _read_overrides(settings, where, overrides, meaningful, bits)
-        rules.append(DynamicRule(key, pattern, exclude, checked))
-    return tuple(rules)
+    return read_dynamic_rules(settings, partial(_read_overrides, meaningful=meaningful, bits=bits))
 
 
 def _read_overrides(settings: ConfigReader, where: str, overrides: object, meaningful: frozenset[str], bits: frozenset[int]) -> dict[str, Any]:
@@ -142,11 +115,6 @@ def _read_overrides(settings: ConfigReader, where: str, overrides: object, meani
     section.need("adapter", lambda v: not v, "null: adapters are not part of these tensors", "merge the adapter first")
     settings.collect(section.finish)
     return checked
-
-
-def find_dynamic_rule(rules: tuple[DynamicRule, ...], name: str) -> DynamicRule | None:
-    """The first rule that matches a module name."""
-    return next((rule for rule in rules if rule.pattern.match(name)), None)
 
 
 def named_rule(module: ModuleView, ignore: SegmentRules, dynamic: tuple[DynamicRule, ...], matched: set[str]) -> tuple[bool, str] | None:

@@ -106,9 +106,9 @@ def _located(problem: BitgrainError, row: ModulePlan, files: CheckpointFiles) ->
 def matrix_of(reader: ModuleReader, name: str) -> Tensor:
     """float32 of the parameter `name` ("....weight"): [N, K] dequantized, or a vector as it is."""
     module, _, local = name.rpartition(".")
-    if local != "weight" and name in reader.plan.modules:
-        module = name
-    row = reader.row(module)
+    row = reader.row(name if name in reader.plan.modules else module)
+    if local != "weight" and row.name != name and row.kind is not ModuleKind.VECTOR:
+        raise RequestError(name, f"{row.name} is a {row.kind.value}; only its weight is a matrix", f"{row.name}.weight", "correct the name")
     if row.tied_to is not None and not row.tensors:
         return matrix_of(reader, f"{row.tied_to}.weight")
     if row.kind is ModuleKind.VECTOR:

@@ -324,7 +324,8 @@ def test_excluded_module_with_quantized_tensors_is_refused_unless_trusted(change
     _, tensors, _ = written("gemm", 32)
     with pytest.raises(RuleMismatchError, match=name):
         parse(**changes).decide(view(tensors, name, kind=kind))
-    trusting = AwqConfig.parse(evidence({**BASE, **changes}, trust=True))
+    trusting = AwqConfig.parse(evidence({**BASE, **changes}))
+    trusting.trust_tensors = True
     assert trusting.decide(view(tensors, name, kind=kind)).scheme.weight_spec.bits == 4
     dense = parse(**changes).decide(view({"weight": torch.zeros(4, 4)}, name, kind=kind))
     assert isinstance(dense.scheme, DenseScheme)

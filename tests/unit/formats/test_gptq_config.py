@@ -133,7 +133,8 @@ def test_excluded_module_with_quantized_tensors_is_refused_unless_trusted(change
     tensors = gptq_tensors(numbers(32, 64, 32))
     with pytest.raises(RuleMismatchError, match=name):
         parse(**changes).decide(view(tensors, name, kind=kind))
-    trusting = GptqConfig.parse(evidence({**BASE, **changes}, trust=True))
+    trusting = GptqConfig.parse(evidence({**BASE, **changes}))
+    trusting.trust_tensors = True
     assert trusting.decide(view(tensors, name, kind=kind)).scheme.weight_spec.bits == 4
     dense = parse(**changes).decide(view({"weight": torch.zeros(4, 4)}, name, kind=kind))
     assert isinstance(dense.scheme, DenseScheme)

@@ -156,9 +156,9 @@ def view(tensors: dict[str, torch.Tensor], name="model.layers.0.mlp.up_proj", sh
     return ModuleView(name, kind, {local: header(f"{name}.{local}", t) for local, t in tensors.items()}, shape)
 
 
-def evidence(section: dict | None, tensors: dict[str, torch.Tensor] | None = None, sidecars: dict | None = None, trust=False) -> Evidence:
+def evidence(section: dict | None, tensors: dict[str, torch.Tensor] | None = None, sidecars: dict | None = None) -> Evidence:
     headers = {name: header(name, t) for name, t in (tensors or {}).items()}
-    return Evidence({"quantization_config": section}, section, sidecars or {}, headers, {}, trust)
+    return Evidence({"quantization_config": section}, section, sidecars or {}, headers, {})
 
 
 def decode_module(config, tensors, shape=None):

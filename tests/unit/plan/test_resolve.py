@@ -191,3 +191,14 @@ def test_configuration_over_dense_tensors_leaves_every_module_dense_and_says_so(
     path = small_llama(tmp_path / "m", quantization_config={"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]})
     row = bitgrain.open_checkpoint(path).plan.modules[DOWN]
     assert row.label == "dense bfloat16" and "its tensors are dense" in row.why
+
+
+def test_only_weights_are_matrices(tmp_path):
+    tensors = llama_tensors()
+    tensors[f"{DOWN}.bias"] = torch.ones(64).bfloat16()
+    checkpoint = bitgrain.open_checkpoint(write_checkpoint(tmp_path / "m", tensors, llama_config()))
+    assert torch.equal(checkpoint.dequantize(f"{DOWN}.weight"), tensors[f"{DOWN}.weight"].float())
+    assert torch.equal(checkpoint.dequantize("model.norm.weight"), tensors["model.norm.weight"].float())
+    for name in (f"{DOWN}.bias", f"{DOWN}.wish", "no.such.module.weight"):
+        with pytest.raises(BitgrainError, match="correct the name"):
+            checkpoint.dequantize(name)

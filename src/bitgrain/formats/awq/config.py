@@ -10,16 +10,15 @@ from bitgrain.errors import BitgrainError, ConflictingConfigError, LabelMismatch
 from bitgrain.formats.awq.schemes import BITS, PER_WORD, GemmScheme, GemvFastScheme, GemvScheme
 from bitgrain.formats.base import Detection, Evidence, ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import ConfigReader
+from bitgrain.formats.dynamic_rules import DynamicRule, find_dynamic_rule
 from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.marlin_tiles import marlin_scheme
 from bitgrain.formats.matching import SegmentRules
 from bitgrain.formats.word_packed import (
     METADATA_KEYS,
-    DynamicRule,
-    find_dynamic_rule,
     matrix_sizes,
     named_rule,
-    read_dynamic_rules,
+    read_code_rules,
     read_neutral_keys,
     scale_dtype_of,
 )
@@ -101,12 +100,12 @@ class AwqConfig(QuantConfig):
         packing = "a packing of this format's own tensors"
         settings.need("packing_format", lambda v: isinstance(v, str) and "awq" in v.lower(), packing, "correct the configuration")
         ignore = SegmentRules(settings.names("modules_to_not_convert", "ignore"))
-        dynamic = read_dynamic_rules(settings, frozenset({"bits", "group_size", "sym"}), frozenset({BITS}))
+        dynamic = read_code_rules(settings, frozenset({"bits", "group_size", "sym"}), frozenset({BITS}))
         lm_head = settings.flag("lm_head")
         read_neutral_keys(settings, _METHODS)
         problems += _activation_scales(evidence)
         settings.finish()
-        return cls(group_size, version, symmetric, ignore, dynamic, lm_head, trust_tensors=evidence.trust_tensors)
+        return cls(group_size, version, symmetric, ignore, dynamic, lm_head)
 
     def is_quantized(self, module: ModuleView) -> bool:
         return not LOCAL_NAMES.isdisjoint(module.tensors)

@@ -122,7 +122,6 @@ class CompressedTensorsConfig(QuantConfig):
             _version(settings.get("version")),
             TargetRules(ignore, f"{WHERE}.ignore"),
             cache,
-            trust_tensors=evidence.trust_tensors,
         )
 
     def rules(self) -> Sequence[str]:

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
 from bitgrain.errors import UnknownFormatError
 from bitgrain.formats.base import Detection, Evidence, KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import AUTO_ROUND_KEYS, ConfigReader, words
+from bitgrain.formats.dynamic_rules import DynamicRule, find_dynamic_rule, read_dynamic_rules
 from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.fp8.schemes import FLOAT8_CODES, Float8Scheme
 from bitgrain.formats.kv_scales import kv_scales_in
-from bitgrain.formats.matching import SegmentRules, matches_regex
+from bitgrain.formats.matching import SegmentRules
 from bitgrain.formats.stored_scales import E8M0_CODES, cell_of
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, WeightSpec
 
@@ -56,25 +57,6 @@ GPTQMODEL_KEYS = words(
 FUSED_EXPERTS = tuple(f"experts.{part}_proj{end}" for part in ("gate_up", "down") for end in ("_scale_inv", "_scale", "_activation_scale"))
 
 
-@dataclass(frozen=True, slots=True)
-class ScaleRule:
-    """One entry of GPTQModel's `dynamic`: the first whose regex matches a module's name from its start decides.
-
-    Args:
-        key:      as written; "-:" in front excludes, "+:" or nothing overrides.
-        strategy: "block", "channel" or "tensor"; "" keeps the configuration's.
-        block:    (rows, columns) per scale for "block".
-    """
-
-    key: str
-    exclude: bool
-    strategy: str = ""
-    block: tuple[int, int] | None = None
-
-    def matches(self, name: str) -> bool:
-        return matches_regex(self.key.removeprefix("-:").removeprefix("+:"), name, "quantization_config.dynamic")
-
-
 @dataclass(slots=True)
 class FP8Config(QuantConfig):
     """Parsed configuration of an FP8 checkpoint.
@@ -104,7 +86,7 @@ class FP8Config(QuantConfig):
     upper_bound: float | None
     power_of_two: bool
     ignored: SegmentRules
-    dynamic: tuple[ScaleRule, ...]
+    dynamic: tuple[DynamicRule, ...]
     cache: str
 
     @classmethod
@@ -140,7 +122,8 @@ class FP8Config(QuantConfig):
         reader = ConfigReader(unstated | evidence.settings())
         reader.skip(FP8_KEYS | AUTO_ROUND_KEYS | GPTQMODEL_KEYS)
         _refuse_fused_experts(evidence)
-        dynamic = _scale_rules(reader)
+        dynamic = read_dynamic_rules(reader, _scale_overrides)
+        _check_extra(reader)
         bounded = evidence.method == "fbgemm-fp8"
         block = reader.block("weight_block_size")
         parsed = cls(
@@ -154,7 +137,6 @@ class FP8Config(QuantConfig):
             ignored=SegmentRules(dict.fromkeys(reader.names("modules_to_not_convert") + reader.names("ignored_layers"))),
             dynamic=dynamic,
             cache=_cache(reader),
-            trust_tensors=evidence.trust_tensors,
         )
         reader.finish()
         return parsed
@@ -168,7 +150,7 @@ class FP8Config(QuantConfig):
         if rule is not None:
             self.matched_rules.add(rule)
             return False, f"excluded by the rule {rule!r}"
-        override = self._override(module)
+        override = find_dynamic_rule(self.dynamic, module.name)
         if override is None:
             return True, "quant_method is fp8"
         self.matched_rules.add(override.key)
@@ -177,15 +159,12 @@ class FP8Config(QuantConfig):
     def rules(self) -> Sequence[str]:
         return (*self.ignored.patterns, *(rule.key for rule in self.dynamic))
 
-    def _override(self, module: ModuleView) -> ScaleRule | None:
-        return next((rule for rule in self.dynamic if rule.matches(module.name)), None)
-
     def quantized_scheme(self, module: ModuleView) -> Scheme:
         weight = module.tensors.get("weight")
         shape = module.shape or ((weight.shape[0], weight.shape[1]) if weight is not None and len(weight.shape) == 2 else (0, 0))
-        override = self._override(module)
-        changed = override is not None and override.strategy != ""
-        strategy, block = (override.strategy, override.block) if override is not None and changed else (self.strategy, self.block)
+        override = find_dynamic_rule(self.dynamic, module.name)
+        changed = override.overrides if override is not None else {}
+        strategy, block = changed.get("strategy", self.strategy), changed.get("block", self.block)
         scale_name = next((n for n in SCALE_NAMES if n in module.tensors), SCALE_NAMES[0] if strategy == "block" else SCALE_NAMES[1])
         stored = module.tensors.get(scale_name)
         if not strategy or module.kind is ModuleKind.EMBEDDING:
@@ -255,24 +234,16 @@ def _cache(reader: ConfigReader) -> str:
     return reader.choice("kv_cache_scheme", {"static": FP8, "dynamic": FP8, "fp8": FP8, "": "none"}, "")
 
 
-def _scale_rules(reader: ConfigReader) -> tuple[ScaleRule, ...]:
-    """The rules of `dynamic`, in order; a rule that changes something else than scales is a problem."""
-    rules = []
-    for key, change in reader.section("dynamic", "an object of rules").items():
-        if key.startswith("-:"):
-            rules.append(ScaleRule(key, True))
-            continue
-        known = isinstance(change, Mapping) and change.keys() <= {"weight_scale_method", "weight_block_size"}
-        named = STRATEGIES.get(str(change.get("weight_scale_method")), "") if known else ""
-        size = change.get("weight_block_size") if known else None
-        sized = isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
-        if not named or (named == "block") != sized:
-            needed = "weight_scale_method row, block or tensor, and weight_block_size [rows, columns] for a block"
-            reader.problem(f"dynamic[{key!r}]", repr(change), needed, "this override is not supported by this version")
-            continue
-        rules.append(ScaleRule(key, False, named, (size[0], size[1]) if size is not None and sized else None))
-    _check_extra(reader)
-    return tuple(rules)
+def _scale_overrides(reader: ConfigReader, where: str, change: object) -> dict[str, Any]:
+    """strategy and block of one override; a problem if it changes something else than scales."""
+    known = change if isinstance(change, Mapping) and change.keys() <= {"weight_scale_method", "weight_block_size"} else {}
+    named, size = STRATEGIES.get(str(known.get("weight_scale_method")), ""), known.get("weight_block_size")
+    sized = isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
+    if not named or (named == "block") != sized:
+        needed = "weight_scale_method row, block or tensor, and weight_block_size [rows, columns] for a block"
+        reader.problem(where, repr(change), needed, "this override is not supported by this version")
+        return {}
+    return {"strategy": named, "block": tuple(size) if size is not None and sized else None}
 
 
 def _check_extra(reader: ConfigReader) -> None:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bitgrain.errors import ConfigError, ConflictingConfigError, LabelMismatchError
 from bitgrain.formats.base import Detection, Evidence, ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import ConfigReader
+from bitgrain.formats.dynamic_rules import DynamicRule, find_dynamic_rule
 from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.gptq.schemes import GptqScheme, GptqSettings, gptq_scheme
 from bitgrain.formats.marlin_tiles import marlin_scheme
 from bitgrain.formats.matching import SegmentRules
-from bitgrain.formats.word_packed import METADATA_KEYS, DynamicRule, find_dynamic_rule, named_rule, read_dynamic_rules, read_neutral_keys
+from bitgrain.formats.word_packed import METADATA_KEYS, named_rule, read_code_rules, read_neutral_keys
 from bitgrain.weights import ActivationSpec, WeightSpec
 
 if TYPE_CHECKING:
@@ -98,10 +99,9 @@ class GptqConfig(QuantConfig):
             pack_dtype=pack_dtype,
             producer=_producer(evidence.settings()),
             lm_head=settings.flag("lm_head"),
-            dynamic=read_dynamic_rules(settings, _OVERRIDES, ALL_BITS),
+            dynamic=read_code_rules(settings, _OVERRIDES, ALL_BITS),
             blocks=settings.names("modules_in_block_to_quantize", "inside_layer_modules"),
             ignore=SegmentRules(settings.names("modules_to_not_convert", "ignore")),
-            trust_tensors=evidence.trust_tensors,
         )
         config._check_packing(settings)
         settings.skip({"backend"})

@@ -73,7 +73,7 @@ class UnquantizedConfig(QuantConfig):
                 "a quantization_config",
                 "fetch the checkpoint's configuration files",
             )
-        return cls(trust_tensors=evidence.trust_tensors)
+        return cls()
 
     def is_quantized(self, module: ModuleView) -> bool:
         return any(looks_quantized(local, header.dtype) for local, header in module.tensors.items())
