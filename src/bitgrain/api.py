@@ -40,7 +40,7 @@ class Checkpoint:
 
     def effective_weight(self, name: str) -> Tensor:
         """float32 [N, K]: W in y = x W^T, with the module's transforms and pre-scales included."""
-        return self.dequantize(name)
+        return matrix_of(ModuleReader(self.files, self.plan), name, effective=True)
 
     def dtype(self, asked: str = "auto") -> str:
         """Name of the dtype of activations: the asked one, or for "auto" the one that config.json names."""

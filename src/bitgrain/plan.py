@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from bitgrain.checkpoint.parts import Step
 from bitgrain.formats.base import KVCacheScheme, ModuleKind, Scheme
 
 
@@ -29,6 +30,8 @@ class ModulePlan:
         why:       the rule or evidence that chose the scheme.
         tied_to:   module whose weight this one shares; it has no tensors of its own then.
         has_bias:  a bias is stored.
+        sources:   stored tensors that `tensors` are parts of, in the same order.
+        steps:     how each part is taken from its source; empty for all of it.
     """
 
     name: str
@@ -43,6 +46,8 @@ class ModulePlan:
     kv_cache: KVCacheScheme | None = None
     tied_to: str | None = None
     has_bias: bool = False
+    sources: tuple[str, ...] = ()
+    steps: tuple[tuple[Step, ...], ...] = ()
 
     @property
     def label(self) -> str:
@@ -79,6 +84,7 @@ class ModulePlan:
             "bits_per_weight": round(self.bits_per_weight, 4),
             "why": self.why,
             "tied_to": self.tied_to,
+            **({"parts_of": sorted(set(self.sources))} if any(self.steps) else {}),
         }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bitgrain.checkpoint.files import CheckpointFiles
-from bitgrain.checkpoint.headers import TensorHeader
+from bitgrain.checkpoint.headers import FLOAT_CODES, TensorHeader
 from bitgrain.errors import (
     BitgrainError,
     DtypeMismatchError,
@@ -56,6 +56,7 @@ def resolve(files: CheckpointFiles, slots: ModelSlots | None, options: ResolveOp
     config = format_class.parse(evidence)
     config.trust_tensors = options.trust_tensors
     ignored = {n: rule for n in files.tensors for suffix, rule in IGNORED_SUFFIXES.items() if n.endswith(suffix)}
+    ignored |= config.left_out(files.tensors)
     resolution = _Resolution(files, config, slots, ignored)
     modules = resolution.modules()
     raise_all(files.label, resolution.problems)
@@ -73,15 +74,15 @@ class _Resolution:
         self.problems: list[BitgrainError] = []
         self.local: dict[str, dict[str, TensorHeader]] = {}
         self.cache_scales: dict[str, dict[str, TensorHeader]] = {}
-        for name, header in files.tensors.items():
-            if name in ignored:
-                continue
+        kept = {name: header for name, header in files.tensors.items() if name not in ignored}
+        self.parts = config.parts(kept, slots.experts if slots else None)
+        for name, part in self.parts.items():
             cache = kv_scale_of(name)
             if cache is not None:
-                self.cache_scales.setdefault(cache[0], {})[name] = header
+                self.cache_scales.setdefault(cache[0], {})[name] = part.header
                 continue
             module, local = config.split_name(name)
-            self.local.setdefault(module, {})[local] = header
+            self.local.setdefault(module, {})[local] = part.header
 
     def modules(self) -> dict[str, ModulePlan]:
         rows: dict[str, ModulePlan] = {}
@@ -116,13 +117,17 @@ class _Resolution:
             return None
         if self._account(view, choice, slot):
             return None
-        tied = slot.tied_to if slot and not self.config.is_quantized(view) else None
+        own = self.config.unties_head or self.config.is_quantized(view)
+        tied = slot.tied_to if slot and not own else None
         return self._row(view, choice, tied)
 
     def _row(self, view: ModuleView, choice: Choice, tied: str | None) -> ModulePlan:
+        parts = [self.parts[header.name] for header in view.tensors.values()]
+        divided = any(part.steps for part in parts)
         return ModulePlan(
-            view.name, view.kind, choice.scheme.shape, tuple(view.full_name(t) for t in view.tensors), tuple(view.tensors), _files(view.tensors),
-            _bytes(view.tensors), choice.why, choice.scheme, tied_to=tied, has_bias="bias" in view.tensors,
+            view.name, view.kind, choice.scheme.shape, tuple(p.header.name for p in parts), tuple(view.tensors), _files(view.tensors),
+            _bytes(view.tensors), choice.why, choice.scheme, tied_to=tied, has_bias=choice.scheme.holds_bias or "bias" in view.tensors,
+            sources=tuple(p.source for p in parts) if divided else (), steps=tuple(p.steps for p in parts) if divided else (),
         )  # fmt: skip
 
     def _absent(self, slot: ModuleSlot) -> ModulePlan | None:
@@ -139,11 +144,10 @@ class _Resolution:
 
     def _unexpected_module(self, name: str, tensors: Mapping[str, TensorHeader]) -> None:
         near = nearest_names(name, list(self.by_name))
-        for local, header in tensors.items():
-            full = f"{name}.{local}" if name else local
+        for header in tensors.values():
             self.problems.append(
                 UnexpectedTensorError(
-                    f"{header.file}: {full}", f"{header.describe()}, but the architecture has no module {name!r}{_near(near)}",
+                    f"{header.file}: {header.name}", f"{header.describe()}, but the architecture has no module {name!r}{_near(near)}",
                     "tensors of known modules only", "the model would run without it: correct config.json, or fetch the right checkpoint",
                 )
             )  # fmt: skip
@@ -152,10 +156,12 @@ class _Resolution:
         first = next(iter(tensors.values()))
         shape = tuple(slot.shape) if slot else first.shape
         if slot is not None:
-            rule = TensorRule("weight", ("F32", "F16", "BF16"), (tuple(slot.shape),))
-            if self._compare(name, tensors, (rule,)):
+            rules = [TensorRule("weight", FLOAT_CODES, (tuple(slot.shape),))]
+            if self.config.norm_biases:
+                rules.append(TensorRule("bias", FLOAT_CODES, (tuple(slot.shape),), required=False))
+            if self._compare(name, tensors, rules):
                 return None
-        full = tuple(f"{name}.{t}" if name else t for t in tensors)
+        full = tuple(header.name for header in tensors.values())
         return ModulePlan(name, ModuleKind.VECTOR, shape, full, tuple(tensors), _files(tensors), _bytes(tensors), "not a matrix: stored as is")
 
     def _attention(self, name: str) -> ModulePlan | None:
@@ -189,7 +195,7 @@ class _Resolution:
         """Compare headers with the scheme's declaration; True when there is a problem."""
         scheme = choice.scheme
         bias = scheme.bias_rule()
-        needs_bias = slot is not None and slot.bias == "required"
+        needs_bias = slot is not None and slot.bias == "required" and not scheme.holds_bias
         rules = (*scheme.tensors(), TensorRule(bias.name, bias.dtypes, bias.shapes, required=needs_bias))
         found = self._compare(view.name, view.tensors, rules)
         if view.shape is not None and scheme.shape != view.shape:
@@ -212,7 +218,7 @@ class _Resolution:
                     MissingTensorError(f"{module}.{rule.name}", f"absent; the module has {there}", f"{'/'.join(rule.dtypes)} {list(rule.shapes[0])}", "fetch or write the checkpoint again")
                 )
         for local, header in tensors.items():
-            problem = _mismatch(f"{header.file}: {module}.{local}", header, declared.get(local), list(declared))
+            problem = _mismatch(f"{header.file}: {header.name}", header, declared.get(local), list(declared))
             if problem is not None:
                 self.problems.append(problem)
         return len(self.problems) > before
@@ -272,8 +278,10 @@ def _fuse(group: Sequence[str], modules: Mapping[str, ModulePlan]) -> Fusion:
     assert first is not None  # checked above
     if first.weight_spec.group_index:
         return Fusion(tuple(group), False, "each part has its own order of columns (act-order)")
-    if not first.activation.is_none and not first.activation.dynamic:
+    if first.activation.has_stored_values:
         return Fusion(tuple(group), False, "each part has its own static input scale")
+    if first.transforms_input:
+        return Fusion(tuple(group), False, "each part transforms its input in its own way")
     if len({r.has_bias for r in rows}) != 1:
         return Fusion(tuple(group), False, "only some of them have a bias")
     return Fusion(tuple(group), True, "equal schemes on one input")

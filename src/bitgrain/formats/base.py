@@ -6,12 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
 from bitgrain.checkpoint.headers import FLOAT_CODES, TORCH_DTYPES, TensorHeader
+from bitgrain.checkpoint.parts import StoredPart
 from bitgrain.errors import RuleMismatchError
+from bitgrain.formats.evidence import Detection, Evidence
+from bitgrain.formats.expert_stacks import ExpertStack, divide_experts
 from bitgrain.formats.value_checks import require_finite
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, DenseWeight, Weight, WeightSpec
 
@@ -101,14 +104,31 @@ class Scheme(ABC):
     def to_weight(self, tensors: Mapping[str, Tensor]) -> Weight:
         """Decode the module's tensors (local name to data, as stored) into its canonical weight.
 
+        A module whose input is scaled or rotated first gives a weights.Transformed, and says so in `transforms_input`.
+
         Raises:
             BadValueError, LabelMismatchError, ShapeMismatchError: the data cannot mean what the headers promise; `where`
             is the tensor's local name, to which the loader adds the module and the file.
         """
 
+    def to_bias(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """[N], what is added to the product; None if nothing is."""
+        bias = tensors.get("bias")
+        return None if bias is None else require_finite("bias", bias)
+
     def to_activation(self, tensors: Mapping[str, Tensor]) -> ActivationSpec:
         """The activation specification with static values filled in."""
         return self.activation
+
+    @property
+    def transforms_input(self) -> bool:
+        """The module has input transforms (or a low-rank correction) of its own, stored beside its weight."""
+        return False
+
+    @property
+    def holds_bias(self) -> bool:
+        """A bias may be part of other tensors, so that a required one need not be stored by its name."""
+        return False
 
     @property
     def label(self) -> str:
@@ -117,7 +137,7 @@ class Scheme(ABC):
         act = self.activation
         head = f"W{spec.bits}A{act.bits}"
         tail = "" if act.is_none else f", activation {act.describe()}"
-        return f"{head} {spec.describe()}{tail}"
+        return f"{head} {spec.describe()}{tail}{', input transform' if self.transforms_input else ''}"
 
     def bias_rule(self) -> TensorRule:
         """The bias that any linear module may have: [N]."""
@@ -184,53 +204,6 @@ class Choice:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """All that detection may look at; no tensor data.
-
-    Args:
-        config:     config.json (empty if there is none).
-        quantization: the quantization section of config.json, wherever it stood; None if there is none.
-        sidecars:   file name to contents of the other quantization configuration files.
-        tensors:    every tensor header by full name.
-        suffixes:   local tensor name to one example of a full name.
-    """
-
-    config: Mapping[str, Any]
-    quantization: Mapping[str, Any] | None
-    sidecars: Mapping[str, Mapping[str, Any]]
-    tensors: Mapping[str, TensorHeader]
-    suffixes: Mapping[str, str]
-
-    @property
-    def method(self) -> str | None:
-        """`quant_method` in lower case with dashes, from config.json or else from a sidecar."""
-        for section in (self.quantization, *self.sidecars.values()):
-            value = (section or {}).get("quant_method")
-            if isinstance(value, str):
-                return value.lower().replace("_", "-")
-        return None
-
-    def settings(self) -> dict[str, Any]:
-        """The quantization keys of config.json and all sidecars together (they were checked to agree)."""
-        merged: dict[str, Any] = {}
-        for section in (*self.sidecars.values(), self.quantization or {}):
-            merged.update(section)
-        return merged
-
-
-@dataclass(frozen=True, slots=True)
-class Detection:
-    """How strongly a format claims a checkpoint, and why.
-
-    Args:
-        score: 0 (no) to 100; a named quant_method is 100, a sidecar 80, tensor names alone 50, nothing quantized 1.
-    """
-
-    score: int
-    reasons: tuple[str, ...]
-
-
 @dataclass(slots=True)
 class QuantConfig(ABC):
     """The first noun: one producer's parsed and validated configuration.
@@ -240,6 +213,8 @@ class QuantConfig(ABC):
         aliases: other names under which users of other engines ask for it.
         informational: configuration keys that may differ between files without a conflict.
         quantizes_embeddings: the format can hold a quantized token embedding.
+        norm_biases: the producer may give norms a bias that the architecture does not have; it is added.
+        unties_head: a stored output head counts even where config.json ties it to the embedding.
     Attributes:
         trust_tensors: the user's explicit override, set by the resolver: where a rule excludes a module that has quantized
                        tensors, believe the tensors.
@@ -250,6 +225,8 @@ class QuantConfig(ABC):
     aliases: ClassVar[tuple[str, ...]] = ()
     informational: ClassVar[frozenset[str]] = frozenset()
     quantizes_embeddings: ClassVar[bool] = False
+    norm_biases: ClassVar[bool] = False
+    unties_head: ClassVar[bool] = False
 
     trust_tensors: bool = field(default=False, init=False)
     matched_rules: set[str] = field(default_factory=set, init=False)
@@ -264,11 +241,23 @@ class QuantConfig(ABC):
     def detect(cls, evidence: Evidence) -> Detection | None:
         """How strongly the evidence says that this format wrote the checkpoint; None if not at all."""
 
-    @staticmethod
-    def split_name(name: str) -> tuple[str, str]:
+    def split_name(self, name: str) -> tuple[str, str]:
         """(module, local name) of a full tensor name; formats whose local names hold dots override it."""
         module, _, local = name.rpartition(".")
         return module, local
+
+    def parts(self, tensors: Mapping[str, TensorHeader], experts: ExpertStack | None) -> dict[str, StoredPart]:
+        """Every tensor as modules see it, by full name: stacked experts divided, everything else whole.
+
+        Args:
+            tensors: the stored ones, those of `left_out()` excepted.
+            experts: how the architecture stacks experts where they are stored together; None if it has none, or is unknown.
+        """
+        return divide_experts(tensors, experts)
+
+    def left_out(self, tensors: Mapping[str, TensorHeader]) -> dict[str, str]:
+        """Stored tensors that mean nothing for running the model: full name to the rule."""
+        return {}
 
     @classmethod
     @abstractmethod

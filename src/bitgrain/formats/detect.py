@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from bitgrain.checkpoint.files import CheckpointFiles
-from bitgrain.errors import BitgrainError, ConfigError, ConflictingConfigError, UnknownFormatError, raise_all
-from bitgrain.formats.base import Detection, Evidence, QuantConfig
+from bitgrain.errors import BitgrainError, ConfigError, ConflictingConfigError, ShapeMismatchError, UnknownFormatError, raise_all
+from bitgrain.formats.base import QuantConfig
+from bitgrain.formats.evidence import SMALL_BYTES, Detection, Evidence
 from bitgrain.formats.matching import nearest_names
 from bitgrain.formats.registry import canonical_name, formats
 
@@ -25,7 +28,18 @@ def gather_evidence(files: CheckpointFiles) -> Evidence:
     suffixes: dict[str, str] = {}
     for name in files.tensors:
         suffixes.setdefault(name.rpartition(".")[2], name)
-    return Evidence(files.config, section, files.sidecars, files.tensors, suffixes)
+    return Evidence(files.config, section, files.sidecars, files.tensors, suffixes, files.metadata, _small_reader(files))
+
+
+def _small_reader(files: CheckpointFiles) -> Callable[[str], Tensor]:
+    def read(name: str) -> Tensor:
+        header = files.tensors[name]
+        if header.nbytes > SMALL_BYTES:
+            where = f"{header.file}: {name}"
+            raise ShapeMismatchError(where, f"{header.describe()}, {header.nbytes} bytes", f"a description of at most {SMALL_BYTES} bytes", "fetch the right checkpoint")
+        return files.read(name).clone()
+
+    return read
 
 
 def _quantization_section(config: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bitgrain.formats.base import ModuleKind
+from bitgrain.formats.expert_stacks import ExpertStack
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,13 @@ class ModelSlots:
         modules:           in the order in which the model is built.
         fusion_groups:     names of modules that share an input and may become one matrix.
         attention_modules: modules under whose names the scales of the KV cache are stored.
+        experts:           how experts lie where they are stored together; None if there are none.
     """
 
     modules: tuple[ModuleSlot, ...]
     fusion_groups: tuple[tuple[str, ...], ...] = ()
     attention_modules: tuple[str, ...] = ()
+    experts: ExpertStack | None = None
 
     @property
     def tied(self) -> dict[str, str]:

@@ -18,7 +18,7 @@ from bitgrain.layers.decoding import ModuleReader
 from bitgrain.layers.embedding import Embedding
 from bitgrain.layers.linear import FusedLinear, Linear, ParallelLinear
 from bitgrain.platforms.host_memory import return_free_memory
-from bitgrain.weights import NO_ACTIVATION, ActivationSpec, Weight
+from bitgrain.weights import NO_ACTIVATION, ActivationSpec, InputTransform, Transformed, Weight
 
 # Stored bytes that are decoded between two calls that return free memory: a call costs about a millisecond.
 FREE_AFTER_BYTES = 8_000_000
@@ -112,6 +112,10 @@ class ModelBuilder:
         self._advance(name)
         return stored.to(self.options.device, self.dtype, copy=True)
 
+    def optional_vector(self, name: str, size: int) -> Tensor | None:
+        """As vector(), or None where the plan has no such tensor."""
+        return self.vector(name, size) if self.reader.has_tensor(name) else None
+
     def kv_cache_spec(self, attention: str) -> KVCacheSpec:
         """The cache of one attention module, by the checkpoint and the run's choice."""
         row = self.reader.plan.modules.get(attention)
@@ -137,11 +141,15 @@ class ModelBuilder:
         return weight, activation, bias
 
     def _prepare(self, label: str, weight: Weight, activation: ActivationSpec, bias: Tensor | None) -> Linear:
+        transforms: tuple[InputTransform, ...] = ()
+        low_rank = None
+        if isinstance(weight, Transformed):
+            transforms, low_rank, weight = weight.inputs, weight.low_rank, weight.inner
         problem = LinearProblem(weight.spec, activation.without_values(), *weight.shape, self._dtype_name)
         selection = self._select(label, problem)
         prepared = selection.kernel.prepare(weight, activation)
         moved = None if bias is None else bias.to(self.options.device, self.dtype, copy=True)
-        return Linear(label, selection.kernel, prepared, moved)
+        return Linear(label, selection.kernel, prepared, moved, transforms, low_rank)
 
     def _count_memory(self, nbytes: int) -> None:
         """Note what was decoded, and return free memory before the gaps grow larger than a module."""

@@ -22,7 +22,7 @@ class ModuleReader:
 
     def __init__(self, files: CheckpointFiles, plan: Plan) -> None:
         self.files, self.plan = files, plan
-        self.ledger = Ledger(files.tensors, plan.ignored)
+        self.ledger = Ledger(files.tensors, plan.ignored, _parts_of(plan))
 
     def row(self, module: str) -> ModulePlan:
         """The plan's row of a module.
@@ -36,23 +36,29 @@ class ModuleReader:
             raise RequestError(module, "no such module in the plan", f"one of the {len(self.plan.modules)} modules (nearest: {', '.join(near) or 'none'})", "correct the name")
         return row
 
-    def tensors(self, row: ModulePlan) -> dict[str, Tensor]:
-        """The module's stored tensors by local name, entered in the ledger."""
-        for full in row.tensors:
-            self.ledger.consume(full, row.name)
-        return {local: self.files.read(full) for local, full in zip(row.locals, row.tensors, strict=True)}
+    def tensors(self, row: ModulePlan, only: str | None = None) -> dict[str, Tensor]:
+        """The module's stored tensors by local name, or the one called `only`; entered in the ledger."""
+        sources, steps = row.sources or row.tensors, row.steps or ((),) * len(row.tensors)
+        stored = {}
+        for local, full, source, taken in zip(row.locals, row.tensors, sources, steps, strict=True):
+            if only is not None and local != only:
+                continue
+            self.ledger.consume(source, row.name, full)
+            tensor = self.files.read(source)
+            for step in taken:
+                tensor = step(tensor)
+            stored[local] = tensor.contiguous() if taken else tensor
+        return stored
 
     def weight(self, row: ModulePlan) -> tuple[Weight, ActivationSpec, Tensor | None]:
         """(weight, activation specification with stored values, bias as stored) of a matrix module."""
         if row.scheme is None:
             raise RequestError(row.name, f"a {row.kind.value}, which has no matrix", "a matrix module", "read it as a vector")
         stored = self.tensors(row)
-        bias = stored.pop("bias", None)
         try:
             weight = row.scheme.to_weight(stored)
             activation = row.scheme.to_activation(stored)
-            if bias is not None:
-                require_finite("bias", bias)
+            bias = row.scheme.to_bias(stored)
         except BitgrainError as problem:
             raise _located(problem, row, self.files) from None
         # views of the file become copies: the file may change or vanish later, and the pages are freed with the map
@@ -60,14 +66,19 @@ class ModuleReader:
         owned = weight.map_tensors(lambda t: t.clone() if t.untyped_storage().data_ptr() in mapped else t)
         return owned, activation, bias
 
-    def vector(self, name: str, size: int | None = None) -> Tensor:
+    def has_tensor(self, name: str) -> bool:
+        """Whether the plan gives some module the tensor of this full name."""
+        row = self.plan.modules.get(name.rpartition(".")[0])
+        return row is not None and name in row.tensors
+
+    def vector(self, name: str) -> Tensor:
         """A one-dimensional parameter as stored, by its full tensor name."""
         module = name.rpartition(".")[0]
         row = self.row(module)
-        stored = self.tensors(row)
         local = name[len(module) + 1 :] if module else name
+        stored = self.tensors(row, local)
         if local not in stored:
-            raise RequestError(name, f"the module has {', '.join(stored)}", "one of these", "correct the name")
+            raise RequestError(name, f"the module has {', '.join(row.locals)}", "one of these", "correct the name")
         try:
             return require_finite(local, stored[local])
         except BitgrainError as problem:
@@ -93,6 +104,16 @@ class ModuleReader:
         self.ledger.close(self.files.label)
 
 
+def _parts_of(plan: Plan) -> dict[str, list[str]]:
+    """Stored tensors that several modules share: name to the names of the parts."""
+    parts: dict[str, list[str]] = {}
+    for row in plan.modules.values():
+        for full, source, steps in zip(row.tensors, row.sources, row.steps, strict=False):
+            if steps:
+                parts.setdefault(source, []).append(full)
+    return parts
+
+
 def _located(problem: BitgrainError, row: ModulePlan, files: CheckpointFiles) -> BitgrainError:
     """The same problem, with the file and the module put before a tensor's local name."""
     if isinstance(problem, ManyProblemsError):
@@ -103,14 +124,19 @@ def _located(problem: BitgrainError, row: ModulePlan, files: CheckpointFiles) ->
     return problem.moved_to(f"{file}: {name}")
 
 
-def matrix_of(reader: ModuleReader, name: str) -> Tensor:
-    """float32 of the parameter `name` ("....weight"): [N, K] dequantized, or a vector as it is."""
+def matrix_of(reader: ModuleReader, name: str, effective: bool = False) -> Tensor:
+    """float32 of the parameter `name` ("....weight"): [N, K] dequantized, or a vector as it is.
+
+    Args:
+        effective: W in y = x W^T, with the module's transforms; else the stored value, in the basis in which it is stored.
+    """
     module, _, local = name.rpartition(".")
     row = reader.row(name if name in reader.plan.modules else module)
     if local != "weight" and row.name != name and row.kind is not ModuleKind.VECTOR:
         raise RequestError(name, f"{row.name} is a {row.kind.value}; only its weight is a matrix", f"{row.name}.weight", "correct the name")
     if row.tied_to is not None and not row.tensors:
-        return matrix_of(reader, f"{row.tied_to}.weight")
+        return matrix_of(reader, f"{row.tied_to}.weight", effective)
     if row.kind is ModuleKind.VECTOR:
         return reader.vector(name).float()
-    return reader.weight(row)[0].dequantize()
+    weight = reader.weight(row)[0]
+    return weight.effective() if effective else weight.dequantize()

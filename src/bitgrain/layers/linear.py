@@ -8,26 +8,42 @@ import torch
 from torch import Tensor, nn
 
 from bitgrain.kernels.base import LinearKernel, Prepared
+from bitgrain.weights import InputTransform, LowRank
 
 
 class Linear(nn.Module):
-    """y[M, N] = kernel(x[M, K]) + bias.
+    """y[M, N] = kernel(t(x)[M, K]) + bias + low_rank(t(x)), with t the input transforms one after another.
 
     Args:
         bias: [N] of the activations' dtype, or None.
     """
 
-    def __init__(self, name: str, kernel: LinearKernel, prepared: Prepared, bias: Tensor | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        kernel: LinearKernel,
+        prepared: Prepared,
+        bias: Tensor | None,
+        transforms: tuple[InputTransform, ...] = (),
+        low_rank: LowRank | None = None,
+    ) -> None:
         super().__init__()
         self.name, self.kernel, self.prepared, self.bias = name, kernel, prepared, bias
+        self.transforms, self.low_rank = transforms, low_rank
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.kernel.apply(x, self.prepared, self.bias)
+        for transform in self.transforms:
+            x = transform.apply(x)
+        y = self.kernel.apply(x, self.prepared, self.bias)
+        return y if self.low_rank is None else (y.float() + self.low_rank.apply(x)).to(y.dtype)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the prepared weight and the bias."""
-        return self.prepared.nbytes + (self.bias.numel() * self.bias.element_size() if self.bias is not None else 0)
+        """Bytes of the prepared weight, the bias and the transforms."""
+        held = [t for transform in self.transforms for t in transform.data_tensors().values()]
+        held += [] if self.low_rank is None else [self.low_rank.down, self.low_rank.up]
+        held += [] if self.bias is None else [self.bias]
+        return self.prepared.nbytes + sum(t.numel() * t.element_size() for t in held)
 
     def extra_repr(self) -> str:
         return f"{self.name} {list(self.prepared.shape)} {self.kernel.name}"

@@ -7,20 +7,22 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """y = weight * (x / sqrt(mean(x^2) + eps)); the quotient in float32, rounded to x's dtype before the product.
+    """y = weight * (x / sqrt(mean(x^2) + eps)) + bias; the quotient in float32, rounded to x's dtype before the product.
 
     Args:
         weight: [K] of the activations' dtype; x is [..., K].
+        bias:   the same, or None: some quantizers shift what they smooth.
     """
 
-    def __init__(self, weight: Tensor, eps: float) -> None:
+    def __init__(self, weight: Tensor, eps: float, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.weight, self.eps = weight, eps
+        self.weight, self.eps, self.bias = weight, eps, bias
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * scaled.to(x.dtype)
+        y = self.weight * scaled.to(x.dtype)
+        return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from bitgrain.formats.base import ModuleKind
+from bitgrain.formats.expert_stacks import ExpertStack
 from bitgrain.formats.slots import ModelSlots, ModuleSlot
 from bitgrain.layers.attention import Attention, Step
 from bitgrain.layers.builder import ModelBuilder
@@ -36,7 +37,8 @@ def layer_name(index: int) -> str:
 
 def norm(builder: ModelBuilder, name: str) -> RMSNorm:
     """The norm over the hidden size called `name`."""
-    return RMSNorm(builder.vector(f"{name}.weight", builder.config.hidden_size), builder.config.rms_norm_eps)
+    size, eps = builder.config.hidden_size, builder.config.rms_norm_eps
+    return RMSNorm(builder.vector(f"{name}.weight", size), eps, builder.optional_vector(f"{name}.bias", size))
 
 
 class SlotList:
@@ -47,6 +49,7 @@ class SlotList:
         self._modules: list[ModuleSlot] = [self._matrix(EMBEDDING, ModuleKind.EMBEDDING, config.vocab_size, config.hidden_size)]
         self._groups: list[tuple[str, ...]] = []
         self._attention: list[str] = []
+        self._experts: ExpertStack | None = None
 
     @staticmethod
     def _matrix(name: str, kind: ModuleKind, n: int, k: int, biased: bool = False, tied_to: str | None = None) -> ModuleSlot:
@@ -80,12 +83,18 @@ class SlotList:
     def router(self, name: str, experts: int) -> None:
         self._modules.append(self._matrix(name, ModuleKind.LINEAR, experts, self.config.hidden_size))
 
+    def experts(self, name: str, stack: ExpertStack) -> None:
+        """gate, up and down of each expert under `name`, however they are stored."""
+        self._experts = stack
+        for expert in range(stack.count):
+            self.mlp(f"{name}.{expert}", stack.size, ModuleKind.EXPERT)
+
     def finish(self) -> ModelSlots:
         """All slots, the final norm and the head added."""
         self.vectors(self.config.hidden_size, FINAL_NORM)
         tied_to = EMBEDDING if self.config.tie_word_embeddings else None
         self._modules.append(self._matrix(HEAD, ModuleKind.LM_HEAD, self.config.vocab_size, self.config.hidden_size, tied_to=tied_to))
-        return ModelSlots(tuple(self._modules), tuple(self._groups), tuple(self._attention))
+        return ModelSlots(tuple(self._modules), tuple(self._groups), tuple(self._attention), self._experts)
 
 
 def layers(config: ModelConfig) -> Iterator[tuple[int, str]]:

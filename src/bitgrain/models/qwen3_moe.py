@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from bitgrain.formats.base import ModuleKind
+from bitgrain.formats.expert_stacks import ExpertStack
 from bitgrain.layers.builder import ModelBuilder
 from bitgrain.layers.experts import SparseMLP
 from bitgrain.models.config import ModelConfig, Traits
@@ -25,8 +25,7 @@ class Qwen3MoeForCausalLM(PreNormLM):
             super().mlp_slots(slots, config, index, name)
             return
         slots.router(f"{name}.gate", routing.count)
-        for expert in range(routing.count):
-            slots.mlp(f"{name}.experts.{expert}", config.moe_intermediate_size, ModuleKind.EXPERT)
+        slots.experts(f"{name}.experts", ExpertStack(routing.count, config.hidden_size, config.moe_intermediate_size))
 
     def make_mlp(self, builder: ModelBuilder, index: int, name: str) -> nn.Module:
         routing = self.config.routing(index)

@@ -6,16 +6,26 @@ true value in the codes' own (unsigned) domain.
 
 from bitgrain.weights.activation import NO_ACTIVATION, ActivationSpec
 from bitgrain.weights.base import Weight, WeightSpec
+from bitgrain.weights.block_float import BlockFloatWeight
+from bitgrain.weights.codebook import CodebookWeight
 from bitgrain.weights.dense import DenseWeight
 from bitgrain.weights.float8 import FloatWeight
 from bitgrain.weights.int_affine import IntAffineWeight
+from bitgrain.weights.transformed import ChannelScale, InputTransform, Kronecker, LowRank, Transformed
 
 __all__ = [
     "NO_ACTIVATION",
     "ActivationSpec",
+    "BlockFloatWeight",
+    "ChannelScale",
+    "CodebookWeight",
     "DenseWeight",
     "FloatWeight",
+    "InputTransform",
     "IntAffineWeight",
+    "Kronecker",
+    "LowRank",
+    "Transformed",
     "Weight",
     "WeightSpec",
 ]

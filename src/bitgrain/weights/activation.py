@@ -7,17 +7,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bitgrain.numerics.small_floats import SMALL_FLOATS
+from bitgrain.numerics.block_scales import decode_block_scale, encode_block_scale, largest_scale, shared_exponent
+from bitgrain.numerics.small_floats import SMALL_FLOATS, round_to
 
 
 @dataclass(frozen=True, slots=True)
 class ActivationSpec:
     """Input quantization of one module; hashable, compared by value.
 
-    quantize:   dynamic symmetric int: s = amax / (2**bits - 1) * 2, code = round(clamp(x / s, -2**(b-1), 2**(b-1) - 1))
+    quantize:   dynamic symmetric int: s = amax / top, code = round(clamp(x / s, -2**(b-1), 2**(b-1) - 1))
                 dynamic asymmetric int: s = (max - min) / (2**bits - 1), z = round(clamp(-2**(b-1) - min / s)),
                 code = round(clamp(x / s + z)); min and max always include 0
                 dynamic float: s = amax / max of the type, code = x / s rounded to the type
+                block scales: s is rounded to `scale_type`, for "e8m0" by `exponent_rule` (see numerics.block_scales);
+                with a second scale t: s = t * rounded(amax / (max of the type * t))
                 static: the same with the stored scale and zero point
     Source: compressed-tensors 0.17 quantization/utils and lifecycle/forward (formulas); formats specification, section 4.
 
@@ -26,10 +29,17 @@ class ActivationSpec:
         granularity: "tensor", "token" (a row of K) or "group" (`group_size` columns of a token).
         symmetric:   False: with a zero point.
         dynamic:     computed from each input; False: `scale` and `zero` come from the checkpoint.
-        scale_type:  "float" or "e8m0" (dynamic scales rounded up to a power of two).
+        scale_type:  "float", or the one-byte type of block scales: "e8m0", "e4m3", "e5m3".
+        exponent_rule: "e8m0": how the power of two is chosen; "ceil", "floor", "round" or "even".
+        second_scale: "none"; "static": `second` comes from the checkpoint; "dynamic": amax of the whole input / (largest
+                     scale of the type * max of the element).
+        top:         dynamic symmetric int: the code that amax stands for; None is (2**bits - 1) / 2, so that -2**(b-1) is reached.
+        clipped:     dynamic: the range is multiplied by `clip`, which comes from the checkpoint.
+        outlier_threshold: dynamic: columns where any |x| is above it stay as they are and do not count in the range.
+        upper_bound: dynamic float: amax is cut at this value (None: not).
         scale:       static: the multiplier; None until the checkpoint has been read.
         zero:        static: the zero point, in the signed domain.
-        upper_bound: dynamic float: amax is cut at this value (None: not).
+        second, clip: None until the checkpoint has been read.
     """
 
     element: str = "none"
@@ -41,6 +51,13 @@ class ActivationSpec:
     scale: float | None = None
     zero: int = 0
     upper_bound: float | None = None
+    exponent_rule: str = "ceil"
+    second_scale: str = "none"
+    second: float | None = None
+    top: float | None = None
+    clipped: bool = False
+    clip: float | None = None
+    outlier_threshold: float | None = None
 
     @property
     def is_none(self) -> bool:
@@ -56,9 +73,19 @@ class ActivationSpec:
     def is_integer(self) -> bool:
         return self.element.startswith("int")
 
+    @property
+    def has_stored_values(self) -> bool:
+        """Some number comes from the checkpoint, so that two modules may differ in it."""
+        return not self.is_none and (not self.dynamic or self.second_scale == "static" or self.clipped)
+
+    @property
+    def is_plain(self) -> bool:
+        """x is about (codes - zero) * scale with one scale per row or tensor: what quantize() returns says it all."""
+        return self.granularity != "group" and self.outlier_threshold is None
+
     def without_values(self) -> ActivationSpec:
         """The same specification without stored numbers: what a kernel is chosen by."""
-        return replace(self, scale=None, zero=0)
+        return replace(self, scale=None, zero=0, second=None, clip=None)
 
     def describe(self) -> str:
         """Short text such as "int8 token dynamic"."""
@@ -68,6 +95,10 @@ class ActivationSpec:
         parts.append("dynamic" if self.dynamic else "static")
         if not self.symmetric:
             parts.append("asym")
+        if self.scale_type != "float":
+            parts.append(self.scale_type if self.second_scale == "none" else f"{self.scale_type} x {self.second_scale} tensor")
+        if self.outlier_threshold is not None:
+            parts.append(f"outliers above {self.outlier_threshold:g} kept")
         return " ".join(parts)
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,9 +108,11 @@ class ActivationSpec:
             x: floating point [M, K].
         Returns:
             (codes, scale, zero): codes int8 [M, K] for integers, float32 [M, K] on the type's grid for floats;
-            scale and zero float32, [1, 1], [M, 1] or [M, G]; x is about (codes - zero) * scale.
+            scale and zero float32, [1, 1], [M, 1] or [M, G]; x is about (codes - zero) * scale, outlier columns apart.
         """
         values = x.float()
+        if self.outlier_threshold is not None:
+            values = values.masked_fill(self._outliers(values), 0.0)
         grouped = self._grouped(values)
         scale, zero = self._parameters(grouped)
         if self.is_integer:
@@ -88,12 +121,7 @@ class ActivationSpec:
         else:
             kind = SMALL_FLOATS[self.element]
             limited = torch.clamp(grouped / scale, -kind.max, kind.max)
-            if kind.storage is not None:
-                codes = limited.to(kind.storage).float()
-            else:
-                from bitgrain.numerics.small_floats import round_to
-
-                codes = round_to(limited, kind)
+            codes = limited.to(kind.storage).float() if kind.storage is not None else round_to(limited, kind)
         rows = x.shape[0]
         codes = codes.reshape(rows, -1)[:, : x.shape[1]].contiguous()
         if self.granularity == "group":
@@ -109,7 +137,15 @@ class ActivationSpec:
         if self.granularity == "group":
             scale = torch.repeat_interleave(scale, self.group_size, dim=1)[:, : x.shape[1]]
             zero = torch.repeat_interleave(zero, self.group_size, dim=1)[:, : x.shape[1]] if zero.numel() > 1 else zero
-        return (values - zero) * scale
+        result = (values - zero) * scale
+        if self.outlier_threshold is not None:
+            result = torch.where(self._outliers(x), x.float(), result)
+        return result
+
+    def _outliers(self, x: Tensor) -> Tensor:
+        """bool [1, K]: columns with an entry beyond the threshold."""
+        assert self.outlier_threshold is not None
+        return (x.float().abs() > self.outlier_threshold).any(0, keepdim=True)
 
     def _grouped(self, values: Tensor) -> Tensor:
         if self.granularity != "group":
@@ -123,25 +159,51 @@ class ActivationSpec:
             # values may be missing only while planning, never while running
             assert self.scale is not None, "a static activation scale was not loaded"
             return torch.tensor([[self.scale]], device=grouped.device), torch.tensor([[float(self.zero)]], device=grouped.device)
-        tensor_wide = self.granularity == "tensor"
-        low = torch.clamp((grouped.amin() if tensor_wide else grouped.amin(-1, keepdim=True)), max=0.0)
-        high = torch.clamp((grouped.amax() if tensor_wide else grouped.amax(-1, keepdim=True)), min=0.0)
+        low, high = self._range(grouped)
         tiny = torch.finfo(torch.float32).eps
-        if self.symmetric:
-            peak = torch.maximum(-low, high)
-            if self.upper_bound is not None:
-                peak = torch.clamp(peak, max=self.upper_bound)
-            top = ((1 << self.bits) - 1) / 2 if self.is_integer else SMALL_FLOATS[self.element].max
-            scale = peak / top
+        if not self.symmetric:
+            scale = (high - low) / ((1 << self.bits) - 1)
             scale = torch.where(scale == 0, torch.full_like(scale, tiny), scale)
-            if self.scale_type == "e8m0":
-                scale = torch.exp2(torch.ceil(torch.log2(scale)))
-            return scale.reshape(1, 1) if tensor_wide else scale, torch.zeros_like(scale).reshape(1, 1) if tensor_wide else torch.zeros_like(scale)
-        scale = (high - low) / ((1 << self.bits) - 1)
-        scale = torch.where(scale == 0, torch.full_like(scale, tiny), scale)
-        bottom = -(1 << (self.bits - 1))
-        zero = torch.round(torch.clamp(bottom - low / scale, bottom, -bottom - 1))
-        return (scale.reshape(1, 1), zero.reshape(1, 1)) if tensor_wide else (scale, zero)
+            bottom = -(1 << (self.bits - 1))
+            return scale, torch.round(torch.clamp(bottom - low / scale, bottom, -bottom - 1))
+        peak = torch.maximum(-low, high)
+        if self.upper_bound is not None:
+            peak = torch.clamp(peak, max=self.upper_bound)
+        if self.scale_type == "e8m0":
+            scale = shared_exponent(peak, self.element, self.exponent_rule)
+        else:
+            scale = self._rounded_scale(peak / self._top())
+            scale = torch.where(scale == 0, torch.full_like(scale, tiny), scale)
+        return scale, torch.zeros_like(scale)
+
+    def _range(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
+        """(smallest, largest) of each row, group or the whole tensor, 0 included; [1, 1] for the whole."""
+        whole = self.granularity == "tensor"
+        low = torch.clamp(grouped.amin().reshape(1, 1) if whole else grouped.amin(-1, keepdim=True), max=0.0)
+        high = torch.clamp(grouped.amax().reshape(1, 1) if whole else grouped.amax(-1, keepdim=True), min=0.0)
+        if self.clipped:
+            assert self.clip is not None, "a clipping ratio was not loaded"
+            low, high = low * self.clip, high * self.clip
+        return low, high
+
+    def _top(self) -> float:
+        """The code that the largest magnitude stands for."""
+        if self.top is not None:
+            return self.top
+        return ((1 << self.bits) - 1) / 2 if self.is_integer else SMALL_FLOATS[self.element].max
+
+    def _rounded_scale(self, scale: Tensor) -> Tensor:
+        """`scale` as the type of block scales holds it, below the second scale."""
+        if self.scale_type == "float":
+            return scale
+        if self.second_scale == "static":
+            assert self.second is not None, "a second activation scale was not loaded"
+            second = torch.tensor(self.second, device=scale.device)
+        elif self.second_scale == "dynamic":
+            second = (scale.amax() / largest_scale(self.scale_type)).clamp(min=torch.finfo(torch.float32).tiny)
+        else:
+            second = torch.ones((), device=scale.device)
+        return decode_block_scale(encode_block_scale(scale / second, self.scale_type), self.scale_type) * second
 
 
 NO_ACTIVATION = ActivationSpec()

@@ -21,14 +21,16 @@ class WeightSpec:
     """The facts about a weight that decide which kernel can run it; no data, hashable.
 
     Args:
-        kind:        "dense", "int_affine" or "float".
+        kind:        "dense", "int_affine", "float", "block_float" or "codebook".
         element:     element type: "bfloat16", "uint4", "fp8_e4m3fn", ...
         granularity: "none", "tensor", "channel", "group" (1-D along K) or "block" (2-D).
         group_size:  elements of K per scale for "group", else 0.
         block:       (rows, columns) per scale for "block", else (0, 0).
         zero:        "none", "constant" (one integer for all), "integer" or "float" (one per scale).
         group_index: the group of a column is looked up instead of computed (activation order).
-        scale_dtype: dtype name of the stored scales, "" if there are none.
+        scale_dtype: dtype name of the stored scales, or their one-byte type ("e8m0", "e4m3", "e5m3"); "" if there are none.
+        row_index:   the row of scales that a row uses is looked up (groups that run along N).
+        second_scale: what a second scale covers: "none", "tensor", "channel" or "group".
     """
 
     kind: str
@@ -40,11 +42,15 @@ class WeightSpec:
     zero: str = "none"
     group_index: bool = False
     scale_dtype: str = ""
+    row_index: bool = False
+    second_scale: str = "none"
 
     def stacked(self, rows: tuple[int, ...]) -> WeightSpec:
         """The spec of several such weights of these heights stacked along N (see Weight.concat)."""
         if len(rows) > 1 and self.granularity == "tensor":
             return replace(self, granularity="channel")
+        if len(rows) > 1 and self.second_scale == "tensor":
+            return replace(self, second_scale="channel")
         if self.granularity == "block" and any(n % self.block[0] for n in rows[:-1]):
             return replace(self, block=(1, self.block[1]))
         return self
@@ -64,6 +70,10 @@ class WeightSpec:
             parts.append("asym")
         if self.group_index:
             parts.append("act-order")
+        if self.row_index:
+            parts.append("along N")
+        if self.kind == "block_float":
+            parts.append(self.scale_dtype if self.second_scale == "none" else f"{self.scale_dtype} x {self.second_scale}")
         return " ".join(parts)
 
 
@@ -83,6 +93,10 @@ class Weight(ABC):
     @abstractmethod
     def dequantize(self) -> Tensor:
         """float32 [N, K]: what the numbers mean; a new tensor."""
+
+    def effective(self) -> Tensor:
+        """float32 [N, K]: W in y = x W^T, with the transforms that belong to the weight; a new tensor."""
+        return self.dequantize()
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> Self:

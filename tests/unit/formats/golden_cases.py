@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 
 from bitgrain.checkpoint.headers import TensorHeader
-from bitgrain.formats.base import Evidence, ModuleKind, ModuleView
+from bitgrain.formats.base import ModuleKind, ModuleView
+from bitgrain.formats.evidence import Evidence
 
 ROOT = Path(__file__).resolve().parents[3]
 FIXTURES = ROOT.parent / "shared" / "fixtures"

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from bitgrain.checkpoint.headers import TORCH_DTYPES, TensorHeader
-from bitgrain.formats.base import Evidence, ModuleKind, ModuleView
+from bitgrain.formats.base import ModuleKind, ModuleView
+from bitgrain.formats.evidence import Evidence
 
 CODES = {dtype: code for code, dtype in TORCH_DTYPES.items()}
 NAME = "model.layers.0.mlp.down_proj"

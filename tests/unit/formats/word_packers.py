@@ -6,7 +6,8 @@ import torch
 from golden_cases import problems_of
 
 from bitgrain.checkpoint.headers import TORCH_DTYPES, TensorHeader
-from bitgrain.formats.base import Evidence, ModuleKind, ModuleView
+from bitgrain.formats.base import ModuleKind, ModuleView
+from bitgrain.formats.evidence import Evidence
 from bitgrain.numerics.interleave import pack_marlin_tiles, permute_marlin_scales
 
 WORD_TYPES = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}

@@ -82,6 +82,9 @@ class FakeBuilder:
         assert vector.shape == (size,)
         return vector
 
+    def optional_vector(self, name: str, size: int) -> Tensor | None:
+        return None
+
     def kv_cache_spec(self, attention: str) -> KVCacheSpec:
         return self.cache
 

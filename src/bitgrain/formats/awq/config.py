@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitgrain.errors import BitgrainError, ConflictingConfigError, LabelMismatchError, ShapeMismatchError, UnexpectedTensorError
 from bitgrain.formats.awq.schemes import BITS, PER_WORD, GemmScheme, GemvFastScheme, GemvScheme
-from bitgrain.formats.base import Detection, Evidence, ModuleKind, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.base import ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import ConfigReader
 from bitgrain.formats.dynamic_rules import DynamicRule, find_dynamic_rule
+from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.marlin_tiles import marlin_scheme
 from bitgrain.formats.matching import SegmentRules

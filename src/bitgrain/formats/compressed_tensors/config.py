@@ -19,13 +19,14 @@ from bitgrain.errors import (
     MissingTensorError,
     RuleMismatchError,
 )
-from bitgrain.formats.base import MATRIX_KINDS, Detection, Evidence, KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.base import MATRIX_KINDS, KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.compressed_tensors.arguments import PRESETS, QuantizationArgs, activation_spec, parse_arguments
 from bitgrain.formats.compressed_tensors.geometry import matrix_shape, packing_of
 from bitgrain.formats.compressed_tensors.groups import PLAIN_FORMATS, Group, parse_format, parse_groups
 from bitgrain.formats.compressed_tensors.schemes import IntScheme
 from bitgrain.formats.compressed_tensors.targets import TargetRules, specificity
 from bitgrain.formats.config_reader import AUTO_ROUND_KEYS, ConfigReader, words
+from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.fp8.schemes import Float8Scheme
 from bitgrain.formats.kv_scales import kv_scales_in

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
 from bitgrain.errors import UnknownFormatError
-from bitgrain.formats.base import Detection, Evidence, KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.base import KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import AUTO_ROUND_KEYS, ConfigReader, words
 from bitgrain.formats.dynamic_rules import DynamicRule, find_dynamic_rule, read_dynamic_rules
+from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.fp8.schemes import FLOAT8_CODES, Float8Scheme
 from bitgrain.formats.kv_scales import kv_scales_in

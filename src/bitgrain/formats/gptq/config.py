@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitgrain.errors import ConfigError, ConflictingConfigError, LabelMismatchError
-from bitgrain.formats.base import Detection, Evidence, ModuleKind, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.base import ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import ConfigReader
 from bitgrain.formats.dynamic_rules import DynamicRule, find_dynamic_rule
+from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.gptq.schemes import GptqScheme, GptqSettings, gptq_scheme
 from bitgrain.formats.marlin_tiles import marlin_scheme

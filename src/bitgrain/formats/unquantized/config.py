@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
 from bitgrain.errors import ConfigError, RuleMismatchError
-from bitgrain.formats.base import DenseScheme, Detection, Evidence, KVCacheScheme, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.base import DenseScheme, KVCacheScheme, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import words
+from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.kv_scales import kv_scales_in
 from bitgrain.weights import ActivationSpec, WeightSpec

@@ -26,6 +26,8 @@ class IntAffineLinear(NativeKernel):
     def _refusal(self, problem: LinearProblem) -> Refusal | None:
         if problem.weight.kind != "int_affine":
             return Refusal(f"takes integer weights, not {problem.weight.kind} ones")
+        if problem.weight.row_index:
+            return Refusal("takes groups along K, not along N")
         return None
 
     def prepare(self, weight: Weight, activation: ActivationSpec) -> Prepared:

@@ -36,8 +36,10 @@ class IntDotLinear(NativeKernel):
             return Refusal(f"multiplies int8 activations, and the scheme has {act.describe()} ones")
         if act.granularity not in ("token", "tensor"):
             return Refusal(f"quantizes activations per token or tensor, not per {act.granularity}")
-        if act.scale_type != "float" or act.upper_bound is not None:
-            return Refusal("computes plain scales only")
+        if act.scale_type != "float" or act.upper_bound is not None or act.top is not None or act.clipped or act.outlier_threshold is not None:
+            return Refusal("computes plain scales only: no other top code, clipping or outliers")
+        if spec.row_index:
+            return Refusal("takes scales of rows in order")
         if problem.k > MAX_K:
             return Refusal(f"sums in 32 bits, enough for K up to {MAX_K}")
         return None

@@ -50,7 +50,7 @@ def quantized_input(activation: ActivationSpec, x: Tensor) -> tuple[Tensor, Tens
     """
     if activation.is_none:
         return x, None
-    if activation.granularity == "group":
+    if not activation.is_plain:
         return activation.fake_quantize(x), None
     codes, scale, zero = activation.quantize(x)
     return (codes.float() - zero).bfloat16(), scale.reshape(-1).expand(x.shape[0]).contiguous()

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitgrain.formats.base import Detection, Evidence, ModuleView, QuantConfig, Scheme, TensorRule, scalar_shapes
+from bitgrain.formats.base import ModuleView, QuantConfig, Scheme, TensorRule, scalar_shapes
+from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.matching import matches_segments
 from bitgrain.formats.value_checks import require_scale
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, IntAffineWeight, Weight, WeightSpec
