@@ -2,7 +2,8 @@
 
 Usage: cut.py FIXTURE MODULE TARGET [EXTRA_TENSOR ...]
 
-The tensors, the configuration and the golden row and SHA-256 are the fixture's own; nothing is computed here.
+The tensors, the configuration and the golden row and SHA-256 are the fixture's own; nothing is computed here.  EXTRA_TENSORs
+are kept beside the module's own.
 """
 
 import json
@@ -18,17 +19,19 @@ def cut(fixture: Path, module: str, target: Path, extra: list[str]) -> None:
     case = json.loads((fixture / "case.json").read_text())
     name = f"{module}.weight"
     target.mkdir(parents=True, exist_ok=True)
-    tensors = {}
+    tensors, metadata = {}, {}
     for file in (f for f in case["files"] if f.endswith(".safetensors")):
         with safe_open(str(fixture / file), "pt") as source:
-            tensors |= {n: source.get_tensor(n) for n in list(source.keys()) if n.rpartition(".")[0] == module or n in extra}
-    save_file(tensors, str(target / "model.safetensors"))
+            tensors |= {n: source.get_tensor(n) for n in list(source.keys()) if n.startswith(f"{module}.") or n in extra}
+            metadata |= source.metadata() or {}
+    save_file(tensors, str(target / "model.safetensors"), metadata or None)
     with safe_open(str(fixture / "golden.safetensors"), "pt") as golden:
-        save_file({f"weight/{name}": golden.get_tensor(f"weight/{name}")}, str(target / "golden.safetensors"))
+        kept = [key for key in (f"weight/{name}", f"effective/{name}") if key in list(golden.keys())]
+        save_file({key: golden.get_tensor(key) for key in kept}, str(target / "golden.safetensors"))
     config = json.loads((fixture / "config.json").read_text())
     kept = {k: v for k, v in config.items() if k in ("quantization_config", "compression_config")}
     (target / "config.json").write_text(json.dumps(kept, indent=1) + "\n")
-    sidecars = [f for f in case["files"] if f.startswith("quant") and f.endswith(".json")]
+    sidecars = [f for f in case["files"] if f.endswith(".json") and "quant" in f]
     for file in sidecars:
         (target / file).write_text((fixture / file).read_text())
     facts = {k: case[k] for k in ("producer", "producer_version", "family")}
