@@ -48,12 +48,22 @@ class Checkpoint:
         return str(parse_dtype(asked, stored)).removeprefix("torch.")
 
 
-def open_checkpoint(path: str | Path, *, quantization: str | None = None, trust_tensors: bool = False) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path,
+    *,
+    quantization: str | None = None,
+    trust_tensors: bool = False,
+    ignore: Sequence[str] = (),
+    rules: Mapping[str, str] | None = None,
+) -> Checkpoint:
     """Read headers and resolve the plan; takes seconds for a checkpoint of any size.
 
     Args:
         path:          a folder, a .safetensors file, or a hub id.
-        quantization:  a format's name or alias; must agree with what the files show.
+        quantization:  a format's name or alias, which must agree with what the files show; or, for an unquantized
+                       checkpoint, what its modules become while they are loaded: "int8", "fp8", "mxfp4", ...
+        ignore:        with such a quantization: modules that stay as they are, by whole dotted segments or with * wildcards.
+        rules:         module pattern to what those become; wins over `quantization` and `ignore`.
         trust_tensors: where a rule of the configuration excludes a module that has quantized tensors, believe the tensors.
     Raises:
         BitgrainError: everything that is wrong, together.
@@ -61,7 +71,8 @@ def open_checkpoint(path: str | Path, *, quantization: str | None = None, trust_
     files = open_files(path)
     architecture = _architecture(files)
     slots = _slots(files, architecture)
-    return Checkpoint(files, resolve(files, slots, ResolveOptions(quantization, trust_tensors)), architecture)
+    options = ResolveOptions(quantization, trust_tensors, tuple(ignore), dict(rules or {}))
+    return Checkpoint(files, resolve(files, slots, options), architecture)
 
 
 def _architecture(files: CheckpointFiles) -> str:
@@ -97,6 +108,9 @@ def load_model(
     require: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     context_length: int | None = None,
+    ignore: Sequence[str] = (),
+    rules: Mapping[str, str] | None = None,
+    dequantize: bool = False,
 ) -> CausalLM:
     """Load a checkpoint as a model that computes logits.
 
@@ -110,16 +124,18 @@ def load_model(
         forbid, require: kernels or backends not to use; "native" to refuse the reference floor.
         progress:    called with (modules done, all modules).
         context_length: tokens per sequence, at most what the model was made for.
+        quantization, ignore, rules: see open_checkpoint().
+        dequantize:  keep every quantized weight in memory as a dense one in `dtype`, rounded once.
     Raises:
         BitgrainError: what is wrong with the files, the request or this machine.
     """
     from bitgrain.models.loading import LoadOptions, build_model
 
-    checkpoint = open_checkpoint(path, quantization=quantization, trust_tensors=trust_tensors)
+    checkpoint = open_checkpoint(path, quantization=quantization, trust_tensors=trust_tensors, ignore=ignore, rules=rules)
     if tensor_parallel != 1:
         raise RequestError(f"tensor_parallel = {tensor_parallel}", "more than one process was asked for", "1", "this version runs one process; split the model with a host engine")
     options = LoadOptions(
         device=device, dtype=dtype, activations=activations, fidelity=fidelity, kernels=dict(kernels or {}), kv_cache=kv_cache, forbid=tuple(forbid),
-        require=require, progress=progress, context_length=context_length,
+        require=require, progress=progress, context_length=context_length, dequantize=dequantize,
     )  # fmt: skip
     return build_model(checkpoint.files, checkpoint.plan, checkpoint.architecture, options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bitgrain.checkpoint.files import CheckpointFiles
 from bitgrain.checkpoint.headers import FLOAT_CODES, TensorHeader
@@ -16,9 +16,10 @@ from bitgrain.errors import (
     raise_all,
 )
 from bitgrain.formats.base import MATRIX_KINDS, Choice, KVCacheScheme, ModuleKind, ModuleView, QuantConfig, TensorRule
-from bitgrain.formats.detect import detect, gather_evidence
+from bitgrain.formats.detect import answers_to, check_hint, detect, gather_evidence
 from bitgrain.formats.kv_scales import kv_scale_of
 from bitgrain.formats.matching import nearest_names
+from bitgrain.formats.online import online_config, online_request
 from bitgrain.formats.slots import ModelSlots, ModuleSlot
 from bitgrain.plan import Fusion, ModulePlan, Plan
 
@@ -34,12 +35,16 @@ class ResolveOptions:
     """What the user asks of resolution.
 
     Args:
-        quantization:  format hint; must agree with the evidence.
+        quantization:  the format, which must agree with the evidence; or what an unquantized checkpoint is to become while
+                       it loads, a name of quantize.TARGETS.
+        ignore, rules: see formats.online.OnlineRequest.
         trust_tensors: where a rule excludes a module that has quantized tensors, believe the tensors.
     """
 
     quantization: str | None = None
     trust_tensors: bool = False
+    ignore: tuple[str, ...] = ()
+    rules: Mapping[str, str] = field(default_factory=dict)
 
 
 def resolve(files: CheckpointFiles, slots: ModelSlots | None, options: ResolveOptions) -> Plan:
@@ -52,8 +57,14 @@ def resolve(files: CheckpointFiles, slots: ModelSlots | None, options: ResolveOp
         ManyProblemsError (or the single problem): everything that is missing, unexpected, misshapen or contradictory.
     """
     evidence = gather_evidence(files)
-    format_class, detection = detect(evidence, options.quantization)
+    asked = options.quantization
+    online = online_request(asked, options.ignore, options.rules)
+    format_class, detection = detect(evidence)
+    if asked is not None and not answers_to(format_class, asked):
+        check_hint(asked, format_class, detection, online is not None)
     config = format_class.parse(evidence)
+    if online is not None and (options.rules or not answers_to(format_class, asked)):
+        config = online_config(config, online, asked)
     config.trust_tensors = options.trust_tensors
     ignored = {n: rule for n in files.tensors for suffix, rule in IGNORED_SUFFIXES.items() if n.endswith(suffix)}
     ignored |= config.left_out(files.tensors)

@@ -21,7 +21,8 @@ ALLOWED = {
     "weights": {"numerics"},
     "platforms": set(),
     "checkpoint": {"numerics", "weights"},
-    "formats": {"numerics", "weights", "checkpoint"},
+    "quantize": {"numerics", "weights"},
+    "formats": {"numerics", "weights", "checkpoint", "quantize"},
     "plan": {"formats", "checkpoint", "weights", "numerics"},
     "resolve": {"plan", "formats", "checkpoint", "weights", "numerics"},
     "kernels": {"numerics", "weights", "platforms"},
@@ -38,7 +39,7 @@ ALLOWED = {
 }
 EVERYWHERE = {"errors", "registry", "settings", "grouping"}
 DEVICES = r"cuda|hip|rocm|xpu|npu|ascend|mps|cpu"
-FORMATS = r"awq|gptq|autoround|auto_round|compressed.tensors|modelopt|modelslim|quark|hqq|bitsandbytes|quanto|fbgemm"
+FORMATS = r"awq|gptq|autoround|auto_round|compressed.tensors|modelopt|modelslim|quark|hqq|bitsandbytes|quanto|fbgemm|torchao"
 VENDORS = {"triton", "torch_npu", "intel_extension_for_pytorch", "vllm", "sglang", "transformers", "fastapi", "uvicorn", "rich", "jinja2", "huggingface_hub"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bitgrain.api import open_checkpoint
-from bitgrain.cli.options import add_model_argument, kernel_pairs, model_path
+from bitgrain.cli.options import add_model_argument, add_plan_arguments, kernel_pairs, model_path, plan_options
 from bitgrain.cli.tables import print_json, print_table
 from bitgrain.inspect.choices import check_platform, choose_for_plan
 from bitgrain.kernels.explain import explain_rows
@@ -21,12 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel", action="append", default=[], metavar="OP=NAME", help="force a kernel; may be repeated")
     parser.add_argument("--forbid", action="append", default=[], metavar="NAME", help="never use this kernel or backend; may be repeated")
     parser.add_argument("--require", choices=REQUIREMENTS, help="refuse the reference floor and emulated arithmetic")
-    parser.add_argument("--trust-tensors", action="store_true", help="believe quantized tensors that a rule of the configuration excludes")
+    add_plan_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    checkpoint = open_checkpoint(model_path(args), trust_tensors=args.trust_tensors)
+    checkpoint = open_checkpoint(model_path(args), **plan_options(args))
     platform = check_platform(args.platform) if args.platform else default_platform().key
     # the self-test needs the machine itself; planning for another one, or from headers, does without
     policy = Policy(args.fidelity, kernel_pairs(args.kernel), frozenset(args.forbid), args.require, self_test=False)

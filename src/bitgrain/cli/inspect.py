@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from bitgrain.api import Checkpoint, open_checkpoint
-from bitgrain.cli.options import add_model_argument, model_path
+from bitgrain.cli.options import add_model_argument, add_plan_arguments, model_path, plan_options
 from bitgrain.cli.tables import print_json, print_table, size
 from bitgrain.inspect.report import group_rows, memory, shard_rows
 
@@ -16,14 +16,13 @@ from bitgrain.inspect.report import group_rows, memory, shard_rows
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     parser.add_argument("--tp", type=int, metavar="N", help="check whether every matrix can be split over N ranks")
-    parser.add_argument("--quantization", metavar="NAME", help="the checkpoint's format; must agree with the files")
-    parser.add_argument("--trust-tensors", action="store_true", help="believe quantized tensors that a rule of the configuration excludes")
+    add_plan_arguments(parser)
     parser.add_argument("--all", action="store_true", help="one row per module instead of one per group")
     parser.add_argument("--json", action="store_true", help="print the whole plan as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    checkpoint = open_checkpoint(model_path(args), quantization=args.quantization, trust_tensors=args.trust_tensors)
+    checkpoint = open_checkpoint(model_path(args), **plan_options(args))
     shards = shard_rows(checkpoint.plan, args.tp) if args.tp is not None else None
     if args.json:
         report = {**checkpoint.plan.as_dict(), "hash": checkpoint.plan.hash, "architecture": checkpoint.architecture, "memory": memory(checkpoint.plan)}

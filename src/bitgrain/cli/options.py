@@ -22,10 +22,37 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-path", metavar="MODEL", help="the same as MODEL")
 
 
+def add_plan_arguments(parser: argparse._ActionsContainer) -> None:
+    """Options that decide what the checkpoint's modules mean."""
+    parser.add_argument(
+        "--quantization", metavar="NAME",
+        help="the checkpoint's format, which must agree with the files; or what an unquantized checkpoint becomes while it loads: int8, fp8, mxfp4, …",
+    )  # fmt: skip
+    parser.add_argument("--quantization-ignore", action="append", default=[], metavar="PATTERN", help="modules that stay in 16 bits then; may be repeated")
+    parser.add_argument("--quantization-rule", action="append", default=[], metavar="PATTERN=NAME", help="what these modules become; may be repeated")
+    parser.add_argument("--trust-tensors", action="store_true", help="believe quantized tensors that a rule of the configuration excludes")
+
+
+def plan_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments for open_checkpoint(); only what the user stated.
+
+    Raises:
+        RequestError: a rule that is no pair, or two rules for one pattern.
+    """
+    given = {
+        "quantization": args.quantization,
+        "ignore": tuple(args.quantization_ignore) or None,
+        "rules": _pairs("--quantization-rule", args.quantization_rule, "pattern=name, such as *.down_proj=int8") or None,
+        "trust_tensors": args.trust_tensors or None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of load_model() under the names that users of serving engines type."""
     group = parser.add_argument_group("loading")
-    group.add_argument("--quantization", metavar="NAME", help="the checkpoint's format; must agree with the files")
+    add_plan_arguments(group)
+    group.add_argument("--dequantize", action="store_true", help="keep quantized weights in memory in 16 bits")
     group.add_argument("--kv-cache-dtype", metavar="TYPE", help='type of the KV cache (default "auto")')
     group.add_argument("--dtype", metavar="TYPE", help="compute type: auto, bfloat16, float16, float32")
     group.add_argument("--device", metavar="NAME", help="torch device (default: the platform's own)")
@@ -34,7 +61,6 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--kernel", action="append", default=[], metavar="OP=NAME", help="force a kernel; may be repeated")
     group.add_argument("--forbid", action="append", default=[], metavar="NAME", help="never use this kernel; may be repeated")
     group.add_argument("--require", choices=("native",), help="refuse to run on emulating kernels")
-    group.add_argument("--trust-tensors", action="store_true", help="believe quantized tensors that a rule of the configuration excludes")
     group.add_argument("--trust-remote-code", action="store_true", help="refused: no code of a checkpoint is ever run")
     group.add_argument("--context-length", type=int, metavar="N", help="tokens per sequence, at most the model's own")
     group.add_argument("--mem-fraction-static", type=float, metavar="F", help="refused: the KV cache is not allocated ahead")
@@ -80,7 +106,8 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
     """
     _refuse(args)
     given = {
-        "quantization": args.quantization,
+        **plan_options(args),
+        "dequantize": args.dequantize or None,
         "kv_cache": args.kv_cache_dtype,
         "dtype": args.dtype,
         "device": args.device,
@@ -88,7 +115,6 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
         "kernels": kernel_pairs(args.kernel) or None,
         "forbid": tuple(args.forbid) or None,
         "require": args.require,
-        "trust_tensors": args.trust_tensors or None,
         "context_length": args.context_length,
         "max_running_requests": getattr(args, "max_running_requests", None),
         "chunked_prefill_size": getattr(args, "chunked_prefill_size", None),
@@ -123,14 +149,19 @@ def kernel_pairs(pairs: list[str]) -> dict[str, str]:
     Raises:
         RequestError: not a pair, or two kernels for one operation.
     """
-    kernels: dict[str, str] = {}
+    return _pairs("--kernel", pairs, "operation=name, such as linear=reference.linear")
+
+
+def _pairs(option: str, pairs: list[str], example: str) -> dict[str, str]:
+    """{"a": "b"} of ["a=b"]; see kernel_pairs()."""
+    found: dict[str, str] = {}
     for pair in pairs:
-        operation, sign, name = pair.partition("=")
-        if not (operation and sign and name):
-            raise RequestError(f"--kernel {pair}", "not a pair", "operation=name, such as linear=reference.linear", "correct the option")
-        if kernels.setdefault(operation, name) != name:
-            raise RequestError(f"--kernel {operation}=…", f"{kernels[operation]} and {name}", "one kernel per operation", "leave one out")
-    return kernels
+        key, sign, name = pair.rpartition("=")
+        if not (key and sign and name):
+            raise RequestError(f"{option} {pair}", "not a pair", example, "correct the option")
+        if found.setdefault(key, name) != name:
+            raise RequestError(f"{option} {key}=…", f"{found[key]} and {name}", f"one value for {key}", "leave one out")
+    return found
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:

@@ -214,6 +214,7 @@ class QuantConfig(ABC):
         informational: configuration keys that may differ between files without a conflict.
         quantizes_embeddings: the format can hold a quantized token embedding.
         norm_biases: the producer may give norms a bias that the architecture does not have; it is added.
+        holds_plain_weights: a checkpoint of the format is not quantized, so that a run may quantize it while it loads.
         unties_head: a stored output head counts even where config.json ties it to the embedding.
     Attributes:
         trust_tensors: the user's explicit override, set by the resolver: where a rule excludes a module that has quantized
@@ -227,6 +228,7 @@ class QuantConfig(ABC):
     quantizes_embeddings: ClassVar[bool] = False
     norm_biases: ClassVar[bool] = False
     unties_head: ClassVar[bool] = False
+    holds_plain_weights: ClassVar[bool] = False
 
     trust_tensors: bool = field(default=False, init=False)
     matched_rules: set[str] = field(default_factory=set, init=False)

@@ -55,14 +55,12 @@ def _quantization_section(config: Mapping[str, Any]) -> Mapping[str, Any] | None
     return None
 
 
-def detect(evidence: Evidence, asked: str | None = None) -> tuple[type[QuantConfig], Detection]:
+def detect(evidence: Evidence) -> tuple[type[QuantConfig], Detection]:
     """The format with the strongest claim, and its evidence.
 
-    Args:
-        asked: the user's --quantization, a hint that must agree with the evidence.
     Raises:
         UnknownFormatError: nobody claims the checkpoint, or its quant_method is not known.
-        ConflictingConfigError: two formats claim it equally, the files disagree, or the hint contradicts the evidence.
+        ConflictingConfigError: two formats claim it equally, or the files disagree.
     """
     claims = []
     for name, config in formats().items():
@@ -75,16 +73,33 @@ def detect(evidence: Evidence, asked: str | None = None) -> tuple[type[QuantConf
     if len(claims) > 1 and claims[0][0] == claims[1][0]:
         shown = "; ".join(f"{name}: {', '.join(claim.reasons)}" for score, name, _, claim in claims if score == claims[0][0])
         raise ConflictingConfigError("format", shown, "one format with the strongest evidence", "remove the wrong configuration")
-    _, name, config, claim = claims[0]
+    _, _, config, claim = claims[0]
     _check_files_agree(evidence, config)
-    if asked is not None and canonical_name(asked) != name:
-        raise ConflictingConfigError(
-            f"quantization = {asked!r}",
-            f"the checkpoint is {name} ({', '.join(claim.reasons)})",
-            f"{name!r} or one of its other names",
-            "leave the option out; quantizing while loading is not part of this version",
-        )
     return config, claim
+
+
+def answers_to(config: type[QuantConfig], asked: str | None) -> bool:
+    """Whether a user's word is the format's name or one of its aliases."""
+    wanted = (asked or "").lower().replace("_", "-")
+    return wanted in {config.name, *(alias.lower().replace("_", "-") for alias in config.aliases)}
+
+
+def check_hint(asked: str, config: type[QuantConfig], claim: Detection, is_target: bool) -> None:
+    """Refuse a hint that the evidence contradicts; `is_target`: it is something that an unquantized checkpoint can become.
+
+    Raises:
+        ConflictingConfigError: it names another format.
+        RequestError: it names nothing.
+    """
+    if is_target and config.holds_plain_weights:
+        return
+    if not is_target:
+        canonical_name(asked)
+    hint = "; to quantize an unquantized checkpoint while it loads, see `bitgrain formats`" if config.holds_plain_weights else ""
+    raise ConflictingConfigError(
+        f"quantization = {asked!r}", f"the checkpoint is {config.name} ({', '.join(claim.reasons)})", f"{config.name!r} or one of its other names",
+        f"leave the option out to run the checkpoint as it is{hint}",
+    )  # fmt: skip
 
 
 def _unknown(evidence: Evidence) -> UnknownFormatError:

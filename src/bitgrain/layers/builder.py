@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from bitgrain.layers.decoding import ModuleReader
 from bitgrain.layers.embedding import Embedding
 from bitgrain.layers.linear import FusedLinear, Linear, ParallelLinear
 from bitgrain.platforms.host_memory import return_free_memory
-from bitgrain.weights import NO_ACTIVATION, ActivationSpec, InputTransform, Transformed, Weight
+from bitgrain.weights import NO_ACTIVATION, ActivationSpec, DenseWeight, InputTransform, Transformed, Weight
 
 # Stored bytes that are decoded between two calls that return free memory: a call costs about a millisecond.
 FREE_AFTER_BYTES = 8_000_000
@@ -36,6 +36,7 @@ class BuildOptions:
         platform:    platform key that kernels are chosen for.
         activations: "scheme" (the checkpoint's meaning) or "none" (input quantization left out, to study weights).
         kv_cache:    "auto" or the name of a cache type.
+        dequantize:  quantized weights become dense ones of `dtype`.
     """
 
     dtype: torch.dtype
@@ -45,6 +46,7 @@ class BuildOptions:
     kv_cache: str = "auto"
     policy: Policy = field(default_factory=Policy)
     progress: Callable[[int, int], None] | None = None
+    dequantize: bool = False
 
 
 class ModelBuilder:
@@ -138,7 +140,13 @@ class ModelBuilder:
         self._count_memory(row.nbytes)
         if self.options.activations == "none":
             activation = NO_ACTIVATION
-        return weight, activation, bias
+        return self._dense(weight) if self.options.dequantize else weight, activation, bias
+
+    def _dense(self, weight: Weight) -> Weight:
+        """The weight in the dtype of activations; transforms of the input stay what they are."""
+        if isinstance(weight, Transformed):
+            return replace(weight, inner=self._dense(weight.inner))
+        return weight if isinstance(weight, DenseWeight) else DenseWeight(weight.dequantize().to(self.dtype))
 
     def _prepare(self, label: str, weight: Weight, activation: ActivationSpec, bias: Tensor | None) -> Linear:
         transforms: tuple[InputTransform, ...] = ()

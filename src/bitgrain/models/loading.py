@@ -35,6 +35,7 @@ class LoadOptions:
     require: str | None = None
     progress: Callable[[int, int], None] | None = None
     context_length: int | None = None
+    dequantize: bool = False
 
 
 def build_model(files: CheckpointFiles, plan: Plan, architecture: str, options: LoadOptions) -> CausalLM:
@@ -50,7 +51,7 @@ def build_model(files: CheckpointFiles, plan: Plan, architecture: str, options: 
     platform = platform_of(device)
     policy = Policy(options.fidelity, options.kernels, frozenset(options.forbid), options.require)
     policy.check()
-    build = BuildOptions(parse_dtype(options.dtype, config.dtype), torch.device(device), platform.key, options.activations, options.kv_cache, policy, options.progress)
+    build = BuildOptions(parse_dtype(options.dtype, config.dtype), torch.device(device), platform.key, options.activations, options.kv_cache, policy, options.progress, options.dequantize)
     builder = ModelBuilder(ModuleReader(files, plan), config, build)
     with torch.inference_mode():
         model: CausalLM = model_type(builder)

@@ -87,7 +87,7 @@ WRONG = {
     "explain --forbid no.such": "no such kernel or backend",
     "explain --dtype int3": "int3",
     "inspect --tp 0": "tp = 0",
-    "inspect --quantization fp8": "the checkpoint is unquantized",
+    "inspect --quantization gptq": "the checkpoint is unquantized",
     "inspect --quantization nonsense": "nonsense",
 }
 

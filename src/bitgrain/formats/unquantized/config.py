@@ -45,6 +45,7 @@ class UnquantizedConfig(QuantConfig):
     """The absence of a quantization configuration."""
 
     name: ClassVar[str] = "unquantized"
+    holds_plain_weights: ClassVar[bool] = True
     aliases: ClassVar[tuple[str, ...]] = ("none", "dense", "bf16", "fp16", "fp32", "bfloat16", "float16", "float32")
 
     @classmethod
