@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, WeightSpec
+from bitgrain.weights.block_float import ELEMENT_BITS, block_float_spec
+from bitgrain.weights.codebook import codebook_spec
 
 
 def int_affine(bits: int, granularity: str, group: int = 0, zero: str = "constant", index: bool = False, scale: str = "float16") -> WeightSpec:
@@ -24,6 +26,11 @@ WEIGHTS = [
     int_affine(4, "group", 128, scale="float32"),
     *(float8(e, g, b) for e in ("fp8_e4m3fn", "fp8_e5m2") for g, b in (("tensor", (0, 0)), ("channel", (0, 0)), ("block", (128, 128)), ("block", (16, 24)))),
     float8("fp8_e4m3fnuz", "channel"),
+    *(block_float_spec(element, 32, "e8m0") for element in ELEMENT_BITS),
+    *(block_float_spec("fp4_e2m1", 16, scale, second) for scale, second in (("e4m3", "tensor"), ("e4m3", "channel"), ("e4m3", "group"), ("e5m3", "none"))),
+    codebook_spec(4, 64),
+    codebook_spec(4, 0, "bfloat16"),
+    WeightSpec("int_affine", "uint4", 4, "group", 1, zero="float", scale_dtype="float32", row_index=True),
 ]
 ACTIVATIONS = [
     NO_ACTIVATION,
@@ -34,6 +41,10 @@ ACTIVATIONS = [
     ActivationSpec("fp8_e4m3fn", "token"),
     ActivationSpec("fp8_e4m3fn", "group", group_size=32),
     ActivationSpec("fp8_e4m3fn", "tensor", dynamic=False, scale=0.01),
+    ActivationSpec("int4", "token", top=7.0, clipped=True, clip=0.9),
+    ActivationSpec("int8", "token", top=127.0, outlier_threshold=2.0),
+    ActivationSpec("fp4_e2m1", "group", 32, scale_type="e8m0", exponent_rule="floor"),
+    ActivationSpec("fp4_e2m1", "group", 16, scale_type="e4m3", second_scale="static", second=0.002),
 ]
 DTYPES = ["float32", "bfloat16", "float16"]
 # (M, N, K): one row, few rows, a full tile and a tail; sizes that are and are not multiples of panels, units and groups

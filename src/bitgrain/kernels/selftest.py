@@ -16,7 +16,7 @@ import torch
 from bitgrain import __version__
 from bitgrain.kernels.base import Kernel, LinearProblem, Problem, Refusal
 from bitgrain.settings import cache_folder, self_test_enabled
-from bitgrain.weights.synthetic import sample_weight
+from bitgrain.weights.synthetic import sample_activation, sample_weight
 
 # Relative to the largest output of the tile: one rounding of y to its dtype, with room for another order of summation.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
@@ -59,7 +59,7 @@ def _run(kernel: Kernel, problem: LinearProblem) -> str:
     if kernel.refusal(tile) is not None:
         tile = problem
     weight = sample_weight(tile.weight, tile.n, tile.k)
-    activation = tile.activation if tile.activation.is_none or tile.activation.dynamic else replace(tile.activation, scale=0.02)
+    activation = sample_activation(tile.activation)
     dtype = getattr(torch, tile.dtype)
     x = torch.randn(ROWS, tile.k, generator=torch.Generator().manual_seed(1)).to(dtype)
     try:

@@ -106,7 +106,7 @@ def test_load_flags_reach_load_model(checkpoint, loads):
         (["--trust-remote-code"], "never runs code"),
         (["--mem-fraction-static", "0.8"], "--mem-fraction-static 0.8"),
         (["--kernel", "linear"], "--kernel linear"),
-        (["--kernel", "linear=a", "--kernel", "linear=b"], "one kernel per operation"),
+        (["--kernel", "linear=a", "--kernel", "linear=b"], "one value for linear"),
         (["--model-path", "elsewhere"], "MODEL and --model-path"),
         (["--temperature", "-1"], "temperature"),
         (["--top-p", "0.5"], "--top-p"),
