@@ -175,6 +175,9 @@ def online_request(quantization: str | None, ignore: Sequence[str], rules: Mappi
         require_target(f"rule {pattern!r}", name)
     target = find_target(quantization) if quantization is not None else None
     if target is None and not rules:
+        if ignore:
+            found = f"{len(ignore)} patterns to ignore, and nothing to quantize"
+            raise RequestError("ignore", found, "a quantization of the run, or rules", "name what modules become, or leave `ignore` out")
         return None
     return OnlineRequest(target, tuple(ignore), tuple(rules.items()))
 

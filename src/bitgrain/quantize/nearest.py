@@ -3,7 +3,7 @@
     int, symmetric    s = amax / (2^(b-1) - 1/2), code = clamp(round(w / s) + 2^(b-1))
     int, zero points  s = (max - min) / (2^b - 1) with 0 included, z = round(-min / s), code = clamp(round(w / s) + z)
     float8            s = amax / largest number of the type
-    MX                s = the power of two that numerics.block_scales gives by its "even" rule
+    MX                s = the power of two that numerics.block_scales gives by its rule "even", for 8 bits "ceil"
     NVFP4             t = amax / (largest scale * largest element), s = the E4M3 number nearest to amax of the block / (6 t)
     lookup            s = amax, code = the nearest entry of the NF4 table
 All of it in float32, rounding ties to even.
@@ -95,7 +95,9 @@ def _block_float(values: Tensor, spec: WeightSpec) -> Weight:
     peak = blocks.abs().amax(-1)
     second = None
     if spec.scale_dtype == "e8m0":
-        scale = encode_block_scale(shared_exponent(peak, spec.element, "even"), "e8m0")
+        # the largest E4M3 mantissa is 1.75: rounding a peak to its mantissa could leave it above the largest number
+        rule = "ceil" if kind.bits == 8 else "even"
+        scale = encode_block_scale(shared_exponent(peak, spec.element, rule), "e8m0")
         factor = decode_block_scale(scale, "e8m0")
     else:
         second = (peak.amax() / (largest_scale(spec.scale_dtype) * kind.max)).clamp(min=TINY).reshape(1, 1)

@@ -19,8 +19,8 @@ _MXFP6 = block_float_spec("fp6_e2m3", 32, "e8m0")
 _MXFP4 = block_float_spec("fp4_e2m1", 32, "e8m0")
 _NVFP4 = block_float_spec("fp4_e2m1", 16, "e4m3", "tensor")
 
-_TO_MXFP8 = ActivationSpec("fp8_e4m3fn", "group", 32, scale_type="e8m0", exponent_rule="even")
-_TO_MXFP4 = replace(_TO_MXFP8, element="fp4_e2m1")
+_TO_MXFP8 = ActivationSpec("fp8_e4m3fn", "group", 32, scale_type="e8m0", exponent_rule="ceil")
+_TO_MXFP4 = replace(_TO_MXFP8, element="fp4_e2m1", exponent_rule="even")
 _TO_NVFP4 = ActivationSpec("fp4_e2m1", "group", 16, scale_type="e4m3", second_scale="dynamic")
 
 
