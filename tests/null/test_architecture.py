@@ -33,7 +33,7 @@ ALLOWED = {
     "engine": {"api", "models", "kvcache", "plan", "bundled", "checkpoint"},
     "bundled": set(),
     "server": {"engine", "api", "plan", "bundled"},
-    "inspect": {"api", "plan", "models", "layers", "formats", "kernels", "platforms", "checkpoint", "weights"},
+    "inspect": {"api", "plan", "models", "layers", "formats", "kernels", "platforms", "checkpoint", "weights", "quantize", "bundled"},
     "__main__": {"cli"},
     "cli": {"server", "engine", "api", "inspect", "plan", "bundled", "platforms", "formats", "kernels"},
 }

@@ -1,4 +1,4 @@
-"""Small models that come with the package, to try everything without a download."""
+"""What comes with the package besides code: small models to try everything without a download, and records of what ran where."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ def models() -> dict[str, Path]:
     """Name to folder of every bundled model, in order of name."""
     here = Path(__file__).parent
     return {folder.name: folder for folder in sorted(here.iterdir()) if (folder / "config.json").is_file()}
+
+
+def run_records_file() -> Path:
+    """Where the package keeps the records of kernels that ran; it may be absent."""
+    return Path(__file__).parent / "last_run.json"
 
 
 def default_model() -> Path:

@@ -20,10 +20,15 @@ def run(args: argparse.Namespace) -> int:
         print_json(rows)
         return 0
     kinds = [kind.value for kind in MATRIX_KINDS]
-    table = [(r["format"], r["scheme"], r["platform"], *(r["kernels"].get(kind, "dense only") for kind in kinds)) for r in rows]
-    print_table("formats", ("format", "scheme", "platform", *kinds), table)
+    table = [(r["format"], r["scheme"], r["platform"], *(r["kernels"].get(kind, "dense only") for kind in kinds), _runs(r["last_run"])) for r in rows]
+    print_table("formats", ("format", "scheme", "platform", *kinds, "last run on"), table)
     aliases = {r["format"]: r["aliases"] for r in rows}
     for name, other in aliases.items():
         if other:
             print(f"{name} is also called {', '.join(other)}")
     return 0
+
+
+def _runs(last: dict[str, str]) -> str:
+    """The last runs of a row, each once."""
+    return "; ".join(dict.fromkeys(last.values()))

@@ -1,6 +1,8 @@
 """The support matrix: every format speaks for itself, and every cell names a kernel that exists."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,9 @@ from bitgrain.inspect.matrix import support_matrix
 from bitgrain.kernels.base import Fidelity
 from bitgrain.kernels.registry import kernel_entries
 from bitgrain.platforms.probe import probe_all
+from bitgrain.quantize import TARGETS
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +25,7 @@ def rows():
 
 def test_every_format_and_present_platform_has_rows(rows):
     here = {report.platform.key for report in probe_all() if report.platform is not None}
-    assert {(r["format"], r["platform"]) for r in rows} == {(name, key) for name in formats().names() for key in here}
+    assert {(r["format"], r["platform"]) for r in rows} == {(name, key) for name in (*formats().names(), "online") for key in here}
 
 
 def test_every_cell_names_a_kernel_and_its_fidelity(rows):
@@ -29,6 +34,21 @@ def test_every_cell_names_a_kernel_and_its_fidelity(rows):
         assert set(row["kernels"]) <= {kind.value for kind in MATRIX_KINDS}
         assert {"linear", "expert", "lm_head"} <= set(row["kernels"])
         assert set(row["kernels"].values()) <= known, row
+        assert set(row["last_run"]) == set(row["kernels"])
+
+
+def test_last_run_is_a_record_or_says_that_there_is_none(rows, monkeypatch):
+    runs = {run for row in rows for run in row["last_run"].values()}
+    assert all(re.fullmatch(r"20\d\d-\d\d-\d\d on .+|not run on hardware", run) for run in runs)
+    monkeypatch.setattr("bitgrain.inspect.run_records.run_records", dict)
+    assert {run for row in support_matrix() for run in row["last_run"].values()} == {"not run on hardware"}
+
+
+def test_generated_page_has_every_scheme():
+    page = (ROOT / "docs" / "support-matrix.md").read_text()
+    missing = [label for _, config in formats().items() for label, _, _ in config.examples() if f"| {label} |" not in page]
+    assert not missing, f"run tools/support_matrix.py: {missing[:3]}"
+    assert all(f"| {name} |" in page for name in formats().names()) and all(f"| {t.name}: {t.meaning} |" in page for t in TARGETS.values())
 
 
 @pytest.mark.parametrize("name", formats().names())
