@@ -2,6 +2,8 @@
 
     python tools/make_checkpoint.py OUT --shape 1b
     python benchmarks/loading.py OUT
+    python tools/make_checkpoint.py OUT --shape 1b --dense
+    python benchmarks/loading.py OUT --quantization int4      quantized while it loads
 
 Bound: prepared bytes + 3 x the largest module's stored bytes.  The peak is the process's highest resident set while
 loading, less what it held just before (libraries); both are read from the kernel.  Pages mapped from the file count as
@@ -61,6 +63,7 @@ def prepared_bytes(model) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
+    parser.add_argument("--quantization", metavar="NAME", help="what a 16-bit checkpoint becomes while it loads")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     import torch
@@ -69,12 +72,12 @@ def main() -> None:
 
     torch.nn.functional.linear(torch.ones(8, 8), torch.ones(8, 8))  # first-call buffers are not the model's
     start = time.perf_counter()
-    checkpoint = bitgrain.open_checkpoint(args.model)
+    checkpoint = bitgrain.open_checkpoint(args.model, quantization=args.quantization)
     planned = time.perf_counter() - start
     largest = max(m.nbytes for m in checkpoint.plan.modules.values())
     with PeakWatch() as watch:
         start = time.perf_counter()
-        model = bitgrain.load_model(args.model)
+        model = bitgrain.load_model(args.model, quantization=args.quantization)
         seconds = time.perf_counter() - start
     prepared = prepared_bytes(model)
     bound = prepared + 3 * largest

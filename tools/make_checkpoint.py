@@ -1,6 +1,7 @@
 """Make checkpoints of real shapes with random or absent data, for tests of size and speed.
 
     python tools/make_checkpoint.py OUT --shape 1b                    random W4A16 weights, about 1 GB
+    python tools/make_checkpoint.py OUT --shape 1b --dense            the same modules in bfloat16, about 2.5 GB
     python tools/make_checkpoint.py OUT --shape 405b --sparse         sparse shards: headers are whole, data are holes
 
 Weights are written as GPTQ-style words (4 bits, groups of 128, symmetric), one tensor at a time: memory stays at one module.
@@ -12,7 +13,7 @@ import argparse
 import json
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -150,10 +151,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="1b")
+    parser.add_argument("--dense", action="store_true", help="bfloat16 weights instead of quantized ones")
     parser.add_argument("--sparse", action="store_true", help="holes instead of data")
     parser.add_argument("--shard-bytes", type=int, default=5_000_000_000)
     args = parser.parse_args()
-    total = write_checkpoint(args.out, SHAPES[args.shape], args.sparse, args.shard_bytes)
+    shape = SHAPES[args.shape]
+    total = write_checkpoint(args.out, replace(shape, quantized=shape.quantized and not args.dense), args.sparse, args.shard_bytes)
     print(f"{args.out}: {total / 1e9:.2f} GB in {len(list(args.out.glob('*.safetensors')))} files")
 
 

@@ -88,17 +88,28 @@ def decode(codes: Tensor, kind: SmallFloat) -> Tensor:
     return decode_table(kind).to(codes.device)[codes.long()]
 
 
+@cache
+def _rounding(kind: SmallFloat) -> tuple[Tensor, Tensor]:
+    """(magnitudes in rising order, the smallest float32 that rounds to each but the first); do not write to them."""
+    positive = decode_table(kind)[: 1 << (kind.bits - 1)]
+    magnitudes = positive[torch.isfinite(positive)].contiguous()
+    middle = (magnitudes[1:] + magnitudes[:-1]) / 2
+    # a tie goes to the even code: up from an odd one, and only what is above the middle goes up from an even one
+    above = torch.nextafter(middle, torch.full_like(middle, float("inf")))
+    odd = torch.arange(len(middle)) % 2 == 1
+    return magnitudes, torch.where(odd, middle, above)
+
+
+def _magnitude_codes(values: Tensor, kind: SmallFloat) -> Tensor:
+    """int32 codes of |values|, rounded to nearest even and saturated; that of NaN means nothing."""
+    return torch.bucketize(values.float().abs(), _rounding(kind)[1].to(values.device), out_int32=True, right=True)
+
+
 def round_to(values: Tensor, kind: SmallFloat) -> Tensor:
     """float32 values rounded to the nearest representable one (ties to even), saturated; NaN stays NaN."""
-    magnitude = values.float().abs()
-    _, exponent = torch.frexp(magnitude)
-    # frexp gives 0.5 <= fraction < 1; below the smallest normal the spacing stays that of the subnormals
-    lowest = 1 - kind.bias
-    exponent = torch.clamp(exponent - 1, min=lowest)
-    step = torch.exp2((exponent - kind.mantissa_bits).float())
-    rounded = torch.clamp(torch.round(magnitude / step) * step, max=kind.max)
-    rounded = torch.where(torch.isnan(magnitude), magnitude, rounded)
-    return torch.copysign(rounded, values.float())
+    values = values.float()
+    rounded = _rounding(kind)[0].to(values.device)[_magnitude_codes(values, kind)]
+    return torch.copysign(torch.where(torch.isnan(values), values, rounded), values)
 
 
 def encode(values: Tensor, kind: SmallFloat, saturate: bool = True) -> Tensor:
@@ -112,19 +123,16 @@ def encode(values: Tensor, kind: SmallFloat, saturate: bool = True) -> Tensor:
     if bool(nan.any()) and not kind.has_nan:
         raise BadValueError(f"encoding to {kind.name}", f"{int(nan.sum())} NaN values", "finite values", "the type has no NaN; clean the input")
     half = 1 << (kind.bits - 1)
-    positive = decode_table(kind)[:half].clone()
-    finite = torch.isfinite(positive)
-    keys = positive[finite].contiguous()
-    rounded = round_to(torch.nan_to_num(values, nan=0.0, posinf=float("inf"), neginf=float("-inf")), kind)
-    codes = torch.searchsorted(keys.to(values.device), rounded.abs().contiguous()).to(torch.int16)
+    codes = _magnitude_codes(values, kind)
     if kind.specials == "ieee" and not saturate:
         infinity = int((decode_table(kind)[:half] == float("inf")).nonzero()[0])
-        codes = torch.where(torch.isinf(values), torch.tensor(infinity, dtype=torch.int16), codes)
-    negative = torch.signbit(values) & ((codes > 0) | (kind.specials != "fnuz"))
-    codes = torch.where(negative, codes + half, codes)
+        codes = codes.masked_fill_(torch.isinf(values), infinity)
+    negative = torch.signbit(values)
+    if kind.specials == "fnuz":
+        negative &= codes > 0
+    codes += negative.int() * half
     if kind.has_nan:
-        code_nan = half if kind.specials == "fnuz" else half - 1
-        codes = torch.where(nan, torch.tensor(code_nan, dtype=torch.int16), codes)
+        codes = codes.masked_fill_(nan, half if kind.specials == "fnuz" else half - 1)
     return codes.to(torch.uint8)
 
 
