@@ -18,7 +18,7 @@ from bitgrain.layers.decoding import ModuleReader
 from bitgrain.layers.embedding import Embedding
 from bitgrain.layers.linear import FusedLinear, Linear, ParallelLinear
 from bitgrain.platforms.host_memory import return_free_memory
-from bitgrain.weights import NO_ACTIVATION, ActivationSpec, DenseWeight, InputTransform, Transformed, Weight
+from bitgrain.weights import NO_ACTIVATION, ActivationSpec, DenseWeight, Transform, Transformed, Weight
 
 # Stored bytes that are decoded between two calls that return free memory: a call costs about a millisecond.
 FREE_AFTER_BYTES = 8_000_000
@@ -149,15 +149,16 @@ class ModelBuilder:
         return weight if isinstance(weight, DenseWeight) else DenseWeight(weight.dequantize().to(self.dtype))
 
     def _prepare(self, label: str, weight: Weight, activation: ActivationSpec, bias: Tensor | None) -> Linear:
-        transforms: tuple[InputTransform, ...] = ()
+        transforms: tuple[Transform, ...] = ()
+        outputs: tuple[Transform, ...] = ()
         low_rank = None
         if isinstance(weight, Transformed):
-            transforms, low_rank, weight = weight.inputs, weight.low_rank, weight.inner
+            transforms, low_rank, outputs, weight = weight.inputs, weight.low_rank, weight.outputs, weight.inner
         problem = LinearProblem(weight.spec, activation.without_values(), *weight.shape, self._dtype_name)
         selection = self._select(label, problem)
         prepared = selection.kernel.prepare(weight, activation)
         moved = None if bias is None else bias.to(self.options.device, self.dtype, copy=True)
-        return Linear(label, selection.kernel, prepared, moved, transforms, low_rank)
+        return Linear(label, selection.kernel, prepared, moved, transforms, low_rank, outputs)
 
     def _count_memory(self, nbytes: int) -> None:
         """Note what was decoded, and return free memory before the gaps grow larger than a module."""

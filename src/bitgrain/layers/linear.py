@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from bitgrain.kernels.base import LinearKernel, Prepared
-from bitgrain.weights import InputTransform, LowRank
+from bitgrain.weights import LowRank, Transform
 
 
 class Linear(nn.Module):
-    """y[M, N] = kernel(t(x)[M, K]) + bias + low_rank(t(x)), with t the input transforms one after another.
+    """y[M, N] = o(kernel(t(x)[M, K]) + low_rank(t(x))) + bias, with t the input transforms one after another, and o those of the output.
 
     Args:
         bias: [N] of the activations' dtype, or None.
@@ -24,23 +24,28 @@ class Linear(nn.Module):
         kernel: LinearKernel,
         prepared: Prepared,
         bias: Tensor | None,
-        transforms: tuple[InputTransform, ...] = (),
+        transforms: tuple[Transform, ...] = (),
         low_rank: LowRank | None = None,
+        outputs: tuple[Transform, ...] = (),
     ) -> None:
         super().__init__()
         self.name, self.kernel, self.prepared, self.bias = name, kernel, prepared, bias
-        self.transforms, self.low_rank = transforms, low_rank
+        self.transforms, self.low_rank, self.outputs = transforms, low_rank, outputs
 
     def forward(self, x: Tensor) -> Tensor:
         for transform in self.transforms:
             x = transform.apply(x)
-        y = self.kernel.apply(x, self.prepared, self.bias)
-        return y if self.low_rank is None else (y.float() + self.low_rank.apply(x)).to(y.dtype)
+        y = self.kernel.apply(x, self.prepared, None if self.outputs else self.bias)
+        if self.low_rank is not None:
+            y = (y.float() + self.low_rank.apply(x)).to(y.dtype)
+        for transform in self.outputs:
+            y = transform.apply(y)
+        return y + self.bias if self.outputs and self.bias is not None else y
 
     @property
     def nbytes(self) -> int:
         """Bytes of the prepared weight, the bias and the transforms."""
-        held = [t for transform in self.transforms for t in transform.data_tensors().values()]
+        held = [t for transform in (*self.transforms, *self.outputs) for t in transform.data_tensors().values()]
         held += [] if self.low_rank is None else [self.low_rank.down, self.low_rank.up]
         held += [] if self.bias is None else [self.bias]
         return self.prepared.nbytes + sum(t.numel() * t.element_size() for t in held)

@@ -11,7 +11,8 @@ from bitgrain.weights.codebook import CodebookWeight
 from bitgrain.weights.dense import DenseWeight
 from bitgrain.weights.float8 import FloatWeight
 from bitgrain.weights.int_affine import IntAffineWeight
-from bitgrain.weights.transformed import ChannelScale, InputTransform, Kronecker, LowRank, Transformed
+from bitgrain.weights.transformed import Transformed
+from bitgrain.weights.transforms import ChannelScale, Hadamard, Kronecker, LowRank, Permutation, Rotation, Transform
 
 __all__ = [
     "NO_ACTIVATION",
@@ -21,10 +22,13 @@ __all__ = [
     "CodebookWeight",
     "DenseWeight",
     "FloatWeight",
-    "InputTransform",
+    "Hadamard",
     "IntAffineWeight",
     "Kronecker",
     "LowRank",
+    "Permutation",
+    "Rotation",
+    "Transform",
     "Transformed",
     "Weight",
     "WeightSpec",
