@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bitgrain.checkpoint.files import CheckpointFiles, open_files
 from bitgrain.errors import ConfigError, RequestError
+from bitgrain.formats.detect import described
 from bitgrain.layers.builder import parse_dtype
 from bitgrain.layers.decoding import ModuleReader, matrix_of
 from bitgrain.plan import Plan
@@ -59,7 +60,7 @@ def open_checkpoint(
     """Read headers and resolve the plan; takes seconds for a checkpoint of any size.
 
     Args:
-        path:          a folder, a .safetensors file, or a hub id.
+        path:          a folder, a .safetensors or .gguf file, or a hub id.
         quantization:  a format's name or alias, which must agree with what the files show; or, for an unquantized
                        checkpoint, what its modules become while they are loaded: "int8", "fp8", "mxfp4", ...
         ignore:        with such a quantization: modules that stay as they are, by whole dotted segments or with * wildcards.
@@ -68,7 +69,7 @@ def open_checkpoint(
     Raises:
         BitgrainError: everything that is wrong, together.
     """
-    files = open_files(path)
+    files = described(open_files(path))
     architecture = _architecture(files)
     slots = _slots(files, architecture)
     options = ResolveOptions(quantization, trust_tensors, tuple(ignore), dict(rules or {}))
@@ -89,7 +90,7 @@ def _slots(files: CheckpointFiles, architecture: str) -> Any:
     from bitgrain.models.registry import find_model
 
     model = find_model(architecture)
-    return model.slots(ModelConfig.from_dict(files.config, "config.json")) if model else None
+    return model.slots(ModelConfig.from_dict(files.config, files.config_name)) if model else None
 
 
 def load_model(

@@ -90,14 +90,24 @@ class ModulePlan:
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """Modules with one input, and whether they may become one matrix."""
+    """Modules with one input, and whether they may become one matrix.
+
+    Args:
+        joint:  the module that stands for all of them where the checkpoint stores them as one; "" where it does not.
+        places: where each of them stands in it.
+        heights: N of each part of it, in stored order.
+    """
 
     modules: tuple[str, ...]
     fused: bool
     why: str
+    joint: str = ""
+    places: tuple[int, ...] = ()
+    heights: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return {"modules": list(self.modules), "fused": self.fused, "why": self.why}
+        stored = {"stored_as": self.joint} if self.joint else {}
+        return {"modules": list(self.modules), "fused": self.fused, "why": self.why, **stored}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from bitgrain.checkpoint.files import CheckpointFiles
 from bitgrain.checkpoint.headers import FLOAT_CODES, TensorHeader
+from bitgrain.checkpoint.parts import Step
 from bitgrain.errors import (
     BitgrainError,
     DtypeMismatchError,
@@ -71,7 +72,7 @@ def resolve(files: CheckpointFiles, slots: ModelSlots | None, options: ResolveOp
     resolution = _Resolution(files, config, slots, ignored)
     modules = resolution.modules()
     raise_all(files.label, resolution.problems)
-    fusions = tuple(_fuse(group, modules) for group in slots.fusion_groups) if slots else ()
+    fusions = tuple(resolution.joints.get(group) or _fuse(group, modules) for group in slots.fusion_groups) if slots else ()
     notes = (*files.notes, *_unmatched_rules(config, modules))
     return Plan(config.name, detection.reasons, modules, fusions, ignored, notes)
 
@@ -94,6 +95,23 @@ class _Resolution:
                 continue
             module, local = config.split_name(name)
             self.local.setdefault(module, {})[local] = part.header
+        self.joints: dict[tuple[str, ...], Fusion] = {}
+        for group in slots.fusion_groups if slots else ():
+            self._join(group)
+
+    def _join(self, group: tuple[str, ...]) -> None:
+        """Let one slot stand for a group that the checkpoint stores as one module."""
+        found = self.config.joint_module(group)
+        if found is None or found[0] not in self.local or any(name in self.local for name in group):
+            return
+        name, places = found
+        parts = [self.by_name[group[places.index(place)]] for place in range(len(group))]
+        heights = tuple(part.shape[0] for part in parts)
+        joint = ModuleSlot(name, parts[0].kind, (sum(heights), parts[0].shape[1]), parts[0].bias, heights=heights)
+        # in the place of the group's first, so that the plan keeps the order of the model
+        kept = {slot: joint if slot == group[0] else known for slot, known in self.by_name.items() if slot not in group[1:]}
+        self.by_name = {slot.name: slot for slot in kept.values()}
+        self.joints[group] = Fusion(group, True, f"stored as one module, {name}", name, places, heights)
 
     def modules(self) -> dict[str, ModulePlan]:
         rows: dict[str, ModulePlan] = {}
@@ -120,7 +138,7 @@ class _Resolution:
         if kind is ModuleKind.VECTOR:
             return self._vector(name, tensors, slot)
         shape = (slot.shape[0], slot.shape[1]) if slot else None
-        view = ModuleView(name, kind, tensors, shape)
+        view = ModuleView(name, kind, tensors, shape, slot.heights if slot else ())
         try:
             choice = _choose(self.config, view)
         except BitgrainError as problem:
@@ -133,13 +151,19 @@ class _Resolution:
         return self._row(view, choice, tied)
 
     def _row(self, view: ModuleView, choice: Choice, tied: str | None) -> ModulePlan:
-        parts = [self.parts[header.name] for header in view.tensors.values()]
-        divided = any(part.steps for part in parts)
+        sources, steps = self._origin(view.tensors)
         return ModulePlan(
-            view.name, view.kind, choice.scheme.shape, tuple(p.header.name for p in parts), tuple(view.tensors), _files(view.tensors),
+            view.name, view.kind, choice.scheme.shape, tuple(h.name for h in view.tensors.values()), tuple(view.tensors), _files(view.tensors),
             _bytes(view.tensors), choice.why, choice.scheme, tied_to=tied, has_bias=choice.scheme.holds_bias or "bias" in view.tensors,
-            sources=tuple(p.source for p in parts) if divided else (), steps=tuple(p.steps for p in parts) if divided else (),
+            sources=sources, steps=steps,
         )  # fmt: skip
+
+    def _origin(self, tensors: Mapping[str, TensorHeader]) -> tuple[tuple[str, ...], tuple[tuple[Step, ...], ...]]:
+        """(stored names, steps) of a module's tensors; both empty where each is a stored tensor of the same name."""
+        parts = [self.parts[header.name] for header in tensors.values()]
+        if all(not part.steps and part.source == part.header.name for part in parts):
+            return (), ()
+        return tuple(p.source for p in parts), tuple(p.steps for p in parts)
 
     def _absent(self, slot: ModuleSlot) -> ModulePlan | None:
         if slot.tied_to is not None:
@@ -173,7 +197,9 @@ class _Resolution:
             if self._compare(name, tensors, rules):
                 return None
         full = tuple(header.name for header in tensors.values())
-        return ModulePlan(name, ModuleKind.VECTOR, shape, full, tuple(tensors), _files(tensors), _bytes(tensors), "not a matrix: stored as is")
+        sources, steps = self._origin(tensors)
+        why = "not a matrix: stored as is"
+        return ModulePlan(name, ModuleKind.VECTOR, shape, full, tuple(tensors), _files(tensors), _bytes(tensors), why, sources=sources, steps=steps)
 
     def _attention(self, name: str) -> ModulePlan | None:
         tensors = self.cache_scales.get(name, {})
@@ -293,6 +319,8 @@ def _fuse(group: Sequence[str], modules: Mapping[str, ModulePlan]) -> Fusion:
         return Fusion(tuple(group), False, "each part has its own static input scale")
     if first.transforms_input:
         return Fusion(tuple(group), False, "each part transforms its input in its own way")
+    if first.has_own_codebooks:
+        return Fusion(tuple(group), False, "each part has its own codebooks")
     if len({r.has_bias for r in rows}) != 1:
         return Fusion(tuple(group), False, "only some of them have a bias")
     return Fusion(tuple(group), True, "equal schemes on one input")

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, WeightSpec
+from bitgrain.weights.additive import additive_spec
 from bitgrain.weights.block_float import ELEMENT_BITS, block_float_spec
 from bitgrain.weights.codebook import codebook_spec
+from bitgrain.weights.lattice import lattice_spec
+from bitgrain.weights.super_block import super_block_spec
+from bitgrain.weights.trellis import trellis_spec
+from bitgrain.weights.vector_codebook import VectorSizes, vector_spec
 
 
 def int_affine(bits: int, granularity: str, group: int = 0, zero: str = "constant", index: bool = False, scale: str = "float16") -> WeightSpec:
@@ -32,6 +37,25 @@ WEIGHTS = [
     codebook_spec(4, 0, "bfloat16"),
     WeightSpec("int_affine", "uint4", 4, "group", 1, zero="float", scale_dtype="float32", row_index=True),
 ]
+# one of each way to decode: a product and a sum, sub-block scales with and without minima, tables with signs, base-3 digits
+SUPER_BLOCKS = [super_block_spec(kind) for kind in ("Q4_1", "Q4_K", "Q6_K", "IQ2_XXS", "IQ1_M", "IQ4_XS", "TQ1_0")]
+# lattice points of each width; trellises of each decoder, in both orders
+CODES = [
+    *(lattice_spec(bits) for bits in (2, 3, 4)),
+    *(trellis_spec(bits, decoder, 16, 1) for bits, decoder in ((3, "1mad"), (4, "2mad"), (2, "3inst"))),
+    trellis_spec(2, "lut", 10, 2, 10),
+    trellis_spec(3, "quantlut", 16, 1, 7),
+    *(trellis_spec(bits, "quantlut_sym", 16, 2, 9, "fragments") for bits in (2, 3, 4)),
+    # sums of codebooks: one and several, one and two rows per code; vectors with residuals, outlier columns, groups
+    additive_spec(1, 16, (1, 8), "float16"),
+    additive_spec(2, 8, (1, 8), "float32"),
+    additive_spec(4, 8, (2, 8), "bfloat16"),
+    vector_spec(VectorSizes(8, 4096, 256), "float16", zero=True),
+    vector_spec(VectorSizes(8, 256, 16, 2, 4, 64), "float16", zero=True),
+    vector_spec(VectorSizes(4, 500)),
+]
+# weights that come in blocks, and so in sizes of their own
+BLOCKED = [*SUPER_BLOCKS, *CODES]
 ACTIVATIONS = [
     NO_ACTIVATION,
     ActivationSpec("int8", "token"),
@@ -49,3 +73,14 @@ ACTIVATIONS = [
 DTYPES = ["float32", "bfloat16", "float16"]
 # (M, N, K): one row, few rows, a full tile and a tail; sizes that are and are not multiples of panels, units and groups
 SHAPES = [(1, 64, 128), (3, 37, 100), (17, 80, 264)]
+
+
+def shapes_of(spec: WeightSpec) -> list[tuple[int, int, int]]:
+    """SHAPES, with N and K rounded up to multiples of the block where a type has no shorter one."""
+    rows, columns = steps_of(spec)
+    return [(m, -(-n // rows) * rows, -(-k // columns) * columns) for m, n, k in SHAPES]
+
+
+def steps_of(spec: WeightSpec) -> tuple[int, int]:
+    """What N and K are multiples of in weights of a spec."""
+    return {"super_block": (1, spec.group_size), "lattice": (1, 8), "trellis": (16, 16), "additive": (2, 8)}.get(spec.kind, (1, 1))

@@ -8,7 +8,7 @@ from bitgrain.kernels.cpu import library
 from bitgrain.kernels.registry import kernel_entries
 from bitgrain.weights import NO_ACTIVATION
 from bitgrain.weights.synthetic import sample_weight
-from tests.kernels.grid import ACTIVATIONS, DTYPES, SHAPES, WEIGHTS
+from tests.kernels.grid import ACTIVATIONS, BLOCKED, DTYPES, WEIGHTS, shapes_of
 from tests.kernels.tolerances import allowed
 
 LINEAR = [kernel for operation, _, kernel in kernel_entries() if operation == "linear"]
@@ -21,10 +21,10 @@ def describe(spec):
 
 def cases(kernel):
     """Problems of the grid that the kernel does not refuse, with their weight and activation."""
-    for weight in WEIGHTS:
+    for weight in [*WEIGHTS, *BLOCKED]:
         for activation in ACTIVATIONS:
             for dtype in DTYPES:
-                for m, n, k in SHAPES:
+                for m, n, k in shapes_of(weight):
                     problem = LinearProblem(weight, activation.without_values(), n, k, dtype)
                     if kernel.refusal(problem) is None:
                         yield problem, activation, m
@@ -91,9 +91,10 @@ EMBEDDING = [kernel for operation, _, kernel in kernel_entries() if operation ==
 def test_embedding_rows_equal_the_definition(kernel, dtype):
     index = torch.tensor([3, 0, 36, 3])
     taken = 0
-    for spec in WEIGHTS:
-        if kernel.refusal(EmbeddingProblem(spec, 37, 100, dtype)) is None:
-            weight = sample_weight(spec, 37, 100)
+    for spec in [*WEIGHTS, *BLOCKED]:
+        _, n, k = shapes_of(spec)[1]
+        if kernel.refusal(EmbeddingProblem(spec, n, k, dtype)) is None:
+            weight = sample_weight(spec, n, k)
             rows = kernel.apply(index, kernel.prepare(weight, NO_ACTIVATION), getattr(torch, dtype))
             assert torch.equal(rows, weight.dequantize()[index].to(getattr(torch, dtype)))
             taken += 1

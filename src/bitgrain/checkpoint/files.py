@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from bitgrain.checkpoint.gguf_files import SUFFIX as GGUF
+from bitgrain.checkpoint.gguf_files import choose_model, read_gguf
 from bitgrain.checkpoint.headers import TensorHeader
 from bitgrain.checkpoint.safetensors_file import map_tensor, read_header
 from bitgrain.errors import (
@@ -42,11 +44,14 @@ class CheckpointFiles:
     Args:
         root:     the folder.
         label:    what messages call the checkpoint.
-        config:   config.json, empty if there is none.
+        config:   config.json, empty if there is none.  A container that describes its model itself has `properties`
+                  instead, which formats make a configuration of (formats.detect.described).
         sidecars: file name to contents of each further quantization configuration.
         tensors:  header by full tensor name.
         metadata: file name to its string metadata.
         notes:    files that were left out, and under which rule.
+        properties: typed key-value metadata of such a container: numbers, texts, truth values and lists of them.
+        config_name: what messages call the source of `config`.
     """
 
     root: Path
@@ -56,6 +61,8 @@ class CheckpointFiles:
     tensors: Mapping[str, TensorHeader]
     metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    config_name: str = "config.json"
 
     def read(self, name: str) -> Tensor:
         """The stored tensor `name`, mapped; drop it to free its pages."""
@@ -64,7 +71,7 @@ class CheckpointFiles:
 
 
 def open_files(path: str | Path) -> CheckpointFiles:
-    """Read the headers of the checkpoint at `path`: a folder, a .safetensors file, or a hub id (extra `hub`).
+    """Read the headers of the checkpoint at `path`: a folder, a .safetensors or .gguf file, or a hub id (extra `hub`).
 
     Raises:
         RequestError: nothing is there.
@@ -74,6 +81,8 @@ def open_files(path: str | Path) -> CheckpointFiles:
     place = _locate(path)
     if place.is_dir():
         return _open_folder(place)
+    if place.suffix == GGUF:
+        return _open_gguf(place)
     if place.suffix != ".safetensors":
         _refuse_file(place)
     headers, metadata = read_header(place)
@@ -87,9 +96,9 @@ def _locate(path: str | Path) -> Path:
     if place.exists():
         return place
     text = str(path)
-    if text.count("/") == 1 and not text.startswith((".", "/", "~")) and Path(text).suffix != ".safetensors":
+    if text.count("/") == 1 and not text.startswith((".", "/", "~")) and Path(text).suffix not in (".safetensors", GGUF):
         return _from_hub(text)
-    raise RequestError(text, "no such file or folder", "a checkpoint folder, a .safetensors file or a hub id", "check the path")
+    raise RequestError(text, "no such file or folder", "a checkpoint folder, a .safetensors or .gguf file, or a hub id", "check the path")
 
 
 def _from_hub(name: str) -> Path:
@@ -106,7 +115,13 @@ def _from_hub(name: str) -> Path:
 def _refuse_file(place: Path) -> None:
     if place.suffix in PICKLE_SUFFIXES:
         raise UnsafeFileError(place.name, "a pickle, which executes code when it is read", "safetensors", "convert it to safetensors where you trust it")
-    raise RequestError(str(place), f"a {place.suffix or 'nameless'} file", "a folder or a .safetensors file", "this version reads no other container")
+    raise RequestError(str(place), f"a {place.suffix or 'nameless'} file", "a folder, a .safetensors or a .gguf file", "this version reads no other container")
+
+
+def _open_gguf(place: Path, notes: tuple[str, ...] = ()) -> CheckpointFiles:
+    """The model of a GGUF file; everything about it is in the file itself, so JSON files beside it are not read."""
+    tensors, properties, names = read_gguf(place)
+    return CheckpointFiles(place.parent, place.name, {}, {}, tensors, {name: {} for name in names}, notes, properties, f"{place.name}: metadata")
 
 
 def _open_folder(root: Path) -> CheckpointFiles:
@@ -114,6 +129,10 @@ def _open_folder(root: Path) -> CheckpointFiles:
     if len(indices) > 1:
         raise DamagedFileError(root.name, f"several indices: {', '.join(i.name for i in indices)}", "one index", "keep the one that belongs to this checkpoint")
     present = sorted(p.name for p in root.glob("*.safetensors"))
+    packed = sorted(p.name for p in root.glob(f"*{GGUF}"))
+    if packed and not present and not indices:
+        name, others = choose_model(root, packed)
+        return _open_gguf(root / name, others)
     if indices:
         tensors, metadata = _read_indexed(root, indices[0])
         notes = tuple(f"{name} is not in {indices[0].name} and was left out" for name in present if name not in metadata)
@@ -123,6 +142,7 @@ def _open_folder(root: Path) -> CheckpointFiles:
         chosen = ["model.safetensors"] if "model.safetensors" in present else present
         notes = tuple(f"{name} was left out: model.safetensors holds the checkpoint" for name in present if name not in chosen)
         tensors, metadata = _read_all(root, chosen)
+    notes += tuple(f"{name} was left out: safetensors files hold the checkpoint" for name in packed)
     return CheckpointFiles(root, root.name, _read_json(root / "config.json"), _read_sidecars(root), tensors, metadata, notes)
 
 
@@ -131,7 +151,7 @@ def _refuse_folder(root: Path) -> None:
     if pickles:
         raise UnsafeFileError(root.name, f"only pickles: {', '.join(pickles[:5])}", "safetensors files", "convert them to safetensors where you trust them")
     other = sorted(p.name for p in root.iterdir())[:8]
-    raise RequestError(str(root), f"no .safetensors file (there are: {', '.join(other) or 'no files'})", "a checkpoint", "check the path")
+    raise RequestError(str(root), f"no .safetensors or .gguf file (there are: {', '.join(other) or 'no files'})", "a checkpoint", "check the path")
 
 
 def _read_all(root: Path, names: list[str]) -> tuple[dict[str, TensorHeader], dict[str, dict[str, str]]]:

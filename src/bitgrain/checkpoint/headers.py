@@ -7,6 +7,8 @@ from math import prod
 
 import torch
 
+from bitgrain.numerics.block_types import BLOCK_TYPES
+
 # Element types as safetensors spells them.
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -36,7 +38,8 @@ class TensorHeader:
     """Name, element type, shape and place of one stored tensor.
 
     Args:
-        dtype: as safetensors spells it ("BF16", "F8_E4M3", ...).
+        dtype: as safetensors spells it ("BF16", "F8_E4M3", ...), or the name of a packed block type ("Q4_K", ...).
+        shape: in elements, also where they are packed.
         file:  name of the file, relative to the checkpoint.
         start: first byte inside the file, absolute.
         stop:  one past the last byte.
@@ -56,6 +59,13 @@ class TensorHeader:
     @property
     def numel(self) -> int:
         return prod(self.shape)
+
+    @property
+    def storage(self) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Element type and shape of the tensor as it is read: packed blocks are bytes, [..., bytes of a row]."""
+        if self.dtype not in BLOCK_TYPES:
+            return TORCH_DTYPES[self.dtype], self.shape
+        return torch.uint8, (*self.shape[:-1], BLOCK_TYPES[self.dtype].row_bytes(self.shape[-1]))
 
     def describe(self) -> str:
         return f"{self.dtype} {list(self.shape)}"

@@ -1,4 +1,4 @@
-"""Parts of stored tensors: one expert of a stack, every second row, a transposed matrix; views, never copies.
+"""Parts of stored tensors: one expert of a stack, every second row, a transposed matrix; views, where a view can say it.
 
 A part has a name and a header of its own, so that everything behind it sees one tensor per module, however the file
 holds them.
@@ -57,7 +57,37 @@ class Flatten:
         return tensor.flatten(self.start)
 
 
-Step = Pick | Cut | Transpose | Flatten
+@dataclass(frozen=True, slots=True)
+class Regroup:
+    """The first dimension, viewed as `sizes`, with the last two of them exchanged: rows change places, whole."""
+
+    sizes: tuple[int, int, int]
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return tensor.view(*self.sizes, *tensor.shape[1:]).transpose(1, 2).flatten(0, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Reshape:
+    """The same elements with other sizes."""
+
+    sizes: tuple[int, ...]
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(self.sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """Every value plus `by`, in the stored type."""
+
+    by: float
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return tensor + self.by
+
+
+Step = Pick | Cut | Transpose | Flatten | Regroup | Reshape | Shift
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +105,7 @@ class StoredPart:
     steps: tuple[Step, ...] = ()
 
     def of(self, stored: Tensor) -> Tensor:
-        """The part, a view of the stored tensor."""
+        """The part, a view of the stored tensor where the steps allow one."""
         for step in self.steps:
             stored = step(stored)
         return stored

@@ -102,9 +102,9 @@ def _check_ranges(file: str, headers: Mapping[str, TensorHeader], data_start: in
 
 def map_tensor(path: Path, header: TensorHeader) -> Tensor:
     """The stored tensor, private and mapped from the file; its pages are freed with it."""
-    dtype = TORCH_DTYPES[header.dtype]
+    dtype, shape = header.storage
     if header.nbytes == 0:
-        return torch.empty(header.shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype)
     offset = header.start % mmap.ALLOCATIONGRANULARITY
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size < header.stop:
@@ -113,4 +113,4 @@ def map_tensor(path: Path, header: TensorHeader) -> Tensor:
     flat = torch.frombuffer(window, dtype=torch.uint8, count=header.nbytes, offset=offset)
     if offset % dtype.itemsize:
         flat = flat.clone()
-    return flat.view(dtype).view(header.shape)
+    return flat.view(dtype).view(shape)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -44,12 +44,14 @@ class ModuleView:
         name:    checkpoint module name, e.g. "model.layers.0.mlp.down_proj".
         tensors: local name (what follows the module name) to header.
         shape:   (N, K) that the architecture gives the module; None when no architecture is known.
+        heights: N of each module that this one stands for, in stored order; () if it is one of the architecture's own.
     """
 
     name: str
     kind: ModuleKind
     tensors: Mapping[str, TensorHeader]
     shape: tuple[int, int] | None = None
+    heights: tuple[int, ...] = ()
 
     def full_name(self, local: str) -> str:
         return f"{self.name}.{local}" if self.name else local
@@ -123,6 +125,11 @@ class Scheme(ABC):
     @property
     def transforms_input(self) -> bool:
         """The module has input transforms (or a low-rank correction) of its own, stored beside its weight."""
+        return False
+
+    @property
+    def has_own_codebooks(self) -> bool:
+        """The module's codes look their values up in codebooks stored for it alone."""
         return False
 
     @property
@@ -243,6 +250,15 @@ class QuantConfig(ABC):
     def detect(cls, evidence: Evidence) -> Detection | None:
         """How strongly the evidence says that this format wrote the checkpoint; None if not at all."""
 
+    @classmethod
+    def model_config(cls, evidence: Evidence) -> Mapping[str, Any]:
+        """What config.json would say, from a container that describes its model itself (`evidence.properties`).
+
+        Raises:
+            ConfigError, UnsupportedArchitectureError: the description lacks something or means something unknown.
+        """
+        return evidence.config
+
     def split_name(self, name: str) -> tuple[str, str]:
         """(module, local name) of a full tensor name; formats whose local names hold dots override it."""
         module, _, local = name.rpartition(".")
@@ -256,6 +272,16 @@ class QuantConfig(ABC):
             experts: how the architecture stacks experts where they are stored together; None if it has none, or is unknown.
         """
         return divide_experts(tensors, experts)
+
+    def joint_module(self, modules: Sequence[str]) -> tuple[str, tuple[int, ...]] | None:
+        """(name, places) of the one module in which the writer may store several that share an input; None if it never does.
+
+        Args:
+            modules: names, in the architecture's order.
+        Returns:
+            places: where each of them stands in the stored one.
+        """
+        return None
 
     def left_out(self, tensors: Mapping[str, TensorHeader]) -> dict[str, str]:
         """Stored tensors that mean nothing for running the model: full name to the rule."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -28,7 +29,16 @@ def gather_evidence(files: CheckpointFiles) -> Evidence:
     suffixes: dict[str, str] = {}
     for name in files.tensors:
         suffixes.setdefault(name.rpartition(".")[2], name)
-    return Evidence(files.config, section, files.sidecars, files.tensors, suffixes, files.metadata, _small_reader(files))
+    return Evidence(files.config, section, files.sidecars, files.tensors, suffixes, files.metadata, _small_reader(files), files.properties)
+
+
+def described(files: CheckpointFiles) -> CheckpointFiles:
+    """The checkpoint with the configuration that its container's own description gives, where it has one."""
+    if not files.properties:
+        return files
+    evidence = gather_evidence(files)
+    config, _ = detect(evidence)
+    return replace(files, config=config.model_config(evidence))
 
 
 def _small_reader(files: CheckpointFiles) -> Callable[[str], Tensor]:

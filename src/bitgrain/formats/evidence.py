@@ -29,6 +29,7 @@ class Evidence:
         tensors:    every tensor header by full name.
         suffixes:   local tensor name to one example of a full name.
         metadata:   file name to the string metadata of its header.
+        properties: typed key-value metadata of a container that describes its model itself; empty for any other.
         read_small: full name to a stored tensor of at most SMALL_BYTES: for tensors that describe others (shapes, bits).
     """
 
@@ -39,6 +40,7 @@ class Evidence:
     suffixes: Mapping[str, str]
     metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     read_small: Callable[[str], Tensor] = field(default=_nothing_to_read)
+    properties: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def method(self) -> str | None:

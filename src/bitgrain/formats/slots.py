@@ -16,6 +16,7 @@ class ModuleSlot:
         shape:   (N, K) of a matrix, (size,) of a vector.
         bias:    "required": the module computes with a bias and the checkpoint must store it; "optional": a stored one is applied.
         tied_to: module whose weight stands in when this one stores none.
+        heights: N of each module that a joint one stands for, in stored order.
     """
 
     name: str
@@ -23,6 +24,7 @@ class ModuleSlot:
     shape: tuple[int, ...]
     bias: str = "optional"
     tied_to: str | None = None
+    heights: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

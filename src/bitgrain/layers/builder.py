@@ -75,6 +75,8 @@ class ModelBuilder:
         fusion = self._fused.get(tuple(names))
         if fusion is None or not fusion.fused:
             return ParallelLinear([self.linear(name) for name in names])
+        if fusion.joint:
+            return FusedLinear(self.linear(fusion.joint), fusion.heights, fusion.places)
         parts = [self._read(name) for name in names]
         weights = [part[0] for part in parts]
         biases = [part[2] for part in parts if part[2] is not None]

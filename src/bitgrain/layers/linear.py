@@ -58,15 +58,17 @@ class FusedLinear(nn.Module):
     """Several linears as one matrix; returns one output per part.
 
     Args:
-        sizes: N of each part, in order.
+        sizes:  N of each part, as they are stacked.
+        places: where each output's part stands; in order if not given.
     """
 
-    def __init__(self, linear: Linear, sizes: Sequence[int]) -> None:
+    def __init__(self, linear: Linear, sizes: Sequence[int], places: Sequence[int] = ()) -> None:
         super().__init__()
-        self.linear, self.sizes = linear, list(sizes)
+        self.linear, self.sizes, self.places = linear, list(sizes), tuple(places) or tuple(range(len(sizes)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(self.linear(x), self.sizes, dim=-1)
+        parts = torch.split(self.linear(x), self.sizes, dim=-1)
+        return tuple(parts[place] for place in self.places)
 
 
 class ParallelLinear(nn.Module):

@@ -66,6 +66,20 @@ class LinearRope(Rope):
 
 
 @dataclass(frozen=True, slots=True)
+class DividedRope(Rope):
+    """Each frequency divided by a number of its own.
+
+    Args:
+        divisors: D / 2 of them, above 0.
+    """
+
+    divisors: tuple[float, ...]
+
+    def frequencies(self, length: int) -> Tensor:
+        return 1.0 / self.periods() / torch.tensor(self.divisors, dtype=torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
 class DynamicRope(Rope):
     """Theta grows with lengths L past the trained one: theta * (factor L / max_position - (factor - 1))^(D / (D - 2))."""
 

@@ -46,7 +46,7 @@ def build_model(files: CheckpointFiles, plan: Plan, architecture: str, options: 
     if options.activations not in ACTIVATIONS:
         raise RequestError(f"activations = {options.activations!r}", "no such mode", f"one of {', '.join(ACTIVATIONS)}", "choose one of them")
     model_type = model_class(architecture)
-    config = ModelConfig.from_dict(files.config, "config.json")
+    config = ModelConfig.from_dict(files.config, files.config_name)
     device = str(options.device or default_device())
     platform = platform_of(device)
     policy = Policy(options.fidelity, options.kernels, frozenset(options.forbid), options.require)

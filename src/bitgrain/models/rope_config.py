@@ -7,11 +7,12 @@ from typing import Any
 
 from bitgrain.errors import ConfigError, ConflictingConfigError
 from bitgrain.formats.config_reader import words
-from bitgrain.layers.rotary import DynamicRope, LinearRope, Llama3Rope, LongRope, Rope, YarnRope
+from bitgrain.layers.rotary import DividedRope, DynamicRope, LinearRope, Llama3Rope, LongRope, Rope, YarnRope
 from bitgrain.models.config_keys import ConfigKeys
 
 DEFAULT_THETA = 10000.0
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+# "divided" is this project's own: the divisors that some containers store in place of a scaling's settings
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "divided")
 # Keys that are read, per kind; every kind also reads rope_type, type, rope_theta and partial_rotary_factor.
 _ACCEPTED = {
     "default": words(""),
@@ -23,6 +24,7 @@ _ACCEPTED = {
         " finetuned attn_factor extrapolation_factor"
     ),
     "longrope": words("factor short_factor long_factor original_max_position_embeddings attention_factor"),
+    "divided": words("frequency_divisors"),
 }
 _SHARED = words("rope_type type rope_theta partial_rotary_factor")
 
@@ -147,6 +149,10 @@ def _read_longrope(keys: ConfigKeys, theta: float, head_dim: int, max_position: 
     return LongRope(theta, head_dim, short, long, original, factor, keys.optional_number("attention_factor"))
 
 
+def _read_divided(keys: ConfigKeys, theta: float, head_dim: int, max_position: int) -> Rope:
+    return DividedRope(theta, head_dim, keys.numbers("frequency_divisors", head_dim // 2))
+
+
 _READERS = {
     "default": _read_default,
     "linear": _read_linear,
@@ -154,4 +160,5 @@ _READERS = {
     "llama3": _read_llama3,
     "yarn": _read_yarn,
     "longrope": _read_longrope,
+    "divided": _read_divided,
 }

@@ -21,7 +21,8 @@ class WeightSpec:
     """The facts about a weight that decide which kernel can run it; no data, hashable.
 
     Args:
-        kind:        "dense", "int_affine", "float", "block_float" or "codebook".
+        kind:        "dense", "int_affine", "float", "block_float", "codebook", "super_block", "lattice", "trellis", "additive" or
+                     "vector_codebook".
         element:     element type: "bfloat16", "uint4", "fp8_e4m3fn", ...
         granularity: "none", "tensor", "channel", "group" (1-D along K) or "block" (2-D).
         group_size:  elements of K per scale for "group", else 0.
@@ -57,14 +58,14 @@ class WeightSpec:
 
     def describe(self) -> str:
         """Short text such as "int4 g128 asym" or "fp8_e4m3fn block 128x128"."""
-        if self.kind == "dense":
+        if self.kind in ("dense", "super_block"):
             return self.element
         parts = [f"int{self.bits}" if self.kind == "int_affine" else self.element]
         if self.granularity == "group":
             parts.append(f"g{self.group_size}")
         elif self.granularity == "block":
             parts.append(f"block {self.block[0]}x{self.block[1]}")
-        else:
+        elif self.granularity != "none":
             parts.append(self.granularity)
         if self.zero in ("integer", "float"):
             parts.append("asym")

@@ -8,14 +8,22 @@ import torch
 
 from bitgrain.errors import LayoutError
 from bitgrain.numerics.block_scales import encode_block_scale
+from bitgrain.numerics.block_types import BLOCK_TYPES
 from bitgrain.numerics.small_floats import SMALL_FLOATS
+from bitgrain.numerics.super_blocks import decode_blocks, write_block_scales
 from bitgrain.weights.activation import ActivationSpec
+from bitgrain.weights.additive import AdditiveCodebookWeight, parse_additive
+from bitgrain.weights.additive import code_dtype as additive_code_dtype
 from bitgrain.weights.base import Weight, WeightSpec
 from bitgrain.weights.block_float import BlockFloatWeight
 from bitgrain.weights.codebook import CodebookWeight
 from bitgrain.weights.dense import DenseWeight
 from bitgrain.weights.float8 import FLOAT8_NAMES, FloatWeight
 from bitgrain.weights.int_affine import IntAffineWeight
+from bitgrain.weights.lattice import LatticeWeight
+from bitgrain.weights.super_block import SuperBlockWeight
+from bitgrain.weights.trellis import TILE, TILE_BYTES_PER_BIT, TrellisWeight, parse_element
+from bitgrain.weights.vector_codebook import VectorCodebookWeight, pack_codes, parse_vector
 
 
 def sample_weight(spec: WeightSpec, n: int, k: int, seed: int = 0) -> Weight:
@@ -44,7 +52,17 @@ def sample_weight(spec: WeightSpec, n: int, k: int, seed: int = 0) -> Weight:
         table = torch.linspace(-1, 1, 1 << spec.bits)[None]
         scale = (torch.rand(n, -(-k // size), generator=generator) + 0.1) / k**0.5
         return CodebookWeight.from_codes(codes, spec.bits, table, scale.to(getattr(torch, spec.scale_dtype)), size)
-    raise LayoutError("sample_weight", spec.kind, "dense, int_affine, float, block_float or codebook", "add the class here")
+    if spec.kind == "super_block":
+        return _sample_super_block(spec, n, k, generator)
+    if spec.kind == "lattice":
+        return _sample_lattice(spec, n, k, generator)
+    if spec.kind == "trellis":
+        return _sample_trellis(spec, n, k, generator)
+    if spec.kind == "additive":
+        return _sample_additive(spec, n, k, generator)
+    if spec.kind == "vector_codebook":
+        return _sample_vector(spec, n, k, generator)
+    raise LayoutError("sample_weight", spec.kind, "a kind that WeightSpec documents", "add the class here")
 
 
 def sample_activation(spec: ActivationSpec) -> ActivationSpec:
@@ -71,6 +89,70 @@ def _sample_block_float(spec: WeightSpec, n: int, k: int, generator: torch.Gener
         second = (torch.rand(rows, -(-k // columns), generator=generator) + 0.5) * 2.0**-6
         wanted = wanted * 2.0**6
     return BlockFloatWeight.from_codes(codes, spec.element, encode_block_scale(wanted, spec.scale_dtype), spec.scale_dtype, spec.group_size, second, columns)
+
+
+def _sample_super_block(spec: WeightSpec, n: int, k: int, generator: torch.Generator) -> SuperBlockWeight:
+    kind = spec.element.upper()
+    layout = BLOCK_TYPES[kind]
+    if k % layout.elements:
+        raise LayoutError("sample_weight", f"K = {k}", f"a multiple of {layout.elements}, the block of {kind}", "choose another K")
+    packed = torch.randint(0, 256, (n, layout.row_bytes(k)), generator=generator, dtype=torch.uint8)
+    blocks = packed.view(-1, layout.nbytes)
+    write_block_scales(blocks, kind, torch.ones(len(blocks)))
+    size = float(decode_blocks(packed, kind).square().mean().sqrt())
+    write_block_scales(blocks, kind, (torch.rand(len(blocks), generator=generator) + 0.5) / (size * k**0.5))
+    return SuperBlockWeight(packed, kind)
+
+
+def _sample_lattice(spec: WeightSpec, n: int, k: int, generator: torch.Generator) -> LatticeWeight:
+    columns = k // 8
+
+    def codes(dtype: torch.dtype) -> torch.Tensor:
+        ends = torch.iinfo(dtype)
+        return torch.randint(ends.min, ends.max + 1, (n, columns), generator=generator).to(dtype)
+
+    second = {2: None, 3: torch.uint8, 4: torch.int16}[spec.bits]
+    return LatticeWeight(codes(torch.int16), None if second is None else codes(second), 3.0)
+
+
+def _sample_trellis(spec: WeightSpec, n: int, k: int, generator: torch.Generator) -> TrellisWeight:
+    decoder, window, step, table_bits, order = parse_element(spec.element)
+    packed = torch.randint(0, 256, (n // TILE, k // TILE, TILE_BYTES_PER_BIT * spec.bits), generator=generator).to(torch.uint8)
+    table = torch.randn(1 << table_bits, step, generator=generator).half() if table_bits else None
+    return TrellisWeight(packed, spec.bits, window, step, decoder, table, order)
+
+
+def _sample_additive(spec: WeightSpec, n: int, k: int, generator: torch.Generator) -> AdditiveCodebookWeight:
+    books, bits, (h, g) = parse_additive(spec.element)
+    codes = torch.randint(-(1 << (bits - 1)), 1 << (bits - 1), (n // h, k // g, books), generator=generator).to(additive_code_dtype(bits))
+    dtype = getattr(torch, spec.scale_dtype)
+    scale = (torch.rand(n // h, generator=generator) + 0.5) / (books * k) ** 0.5
+    return AdditiveCodebookWeight(codes, torch.randn(books, 1 << bits, h, g, generator=generator).to(dtype), scale.to(dtype))
+
+
+def _sample_vector(spec: WeightSpec, n: int, k: int, generator: torch.Generator) -> VectorCodebookWeight:
+    sizes = parse_vector(spec.element)
+    outliers = k // 8 if sizes.outlier_length else 0
+    main = k - outliers
+
+    def codes(entries: int, length: int, columns: int) -> torch.Tensor:
+        return pack_codes(torch.randint(0, entries, (-(-n // length), columns), generator=generator), entries)
+
+    def centroids(*shape: int) -> torch.Tensor:
+        values: torch.Tensor = torch.randn(*shape, generator=generator) / k**0.5
+        return values.half()
+
+    return VectorCodebookWeight(
+        n, codes(sizes.entries, sizes.length, main), centroids(sizes.groups, sizes.entries, sizes.length),
+        (torch.arange(main) % sizes.groups).to(torch.int32) if sizes.groups > 1 else None,
+        codes(sizes.residual, sizes.length, main) if sizes.residual else None,
+        centroids(sizes.groups, sizes.residual, sizes.length) / 8 if sizes.residual else None,
+        codes(sizes.outlier_entries, sizes.outlier_length, outliers) if outliers else None,
+        centroids(sizes.outlier_entries, sizes.outlier_length) if outliers else None,
+        torch.randperm(k, generator=torch.Generator().manual_seed(0))[:outliers].sort().values if outliers else None,
+        (torch.rand(k, generator=generator) + 0.5).to(getattr(torch, spec.scale_dtype)) if spec.scale_dtype else None,
+        centroids(k) if spec.zero == "float" else None,
+    )  # fmt: skip
 
 
 def _sample_int_affine(spec: WeightSpec, n: int, k: int, generator: torch.Generator) -> IntAffineWeight:

@@ -11,7 +11,7 @@ from bitgrain.models.loading import LoadOptions, build_model
 from bitgrain.quantize import TARGETS
 from bitgrain.weights.synthetic import sample_weight
 from tests.checkpoints import small_llama
-from tests.kernels.grid import WEIGHTS
+from tests.kernels.grid import CODES, WEIGHTS, steps_of
 
 LAYER = "model.layers.0"
 NAMES = (*TARGETS, "none")
@@ -20,7 +20,7 @@ IDS = torch.arange(3, 15)
 
 def example_specs():
     """Every weight that a format can hold, and those of the kernels' grid."""
-    return sorted({*WEIGHTS, *(weight for _, config in formats().items() for _, weight, _ in config.examples())}, key=repr)
+    return sorted({*WEIGHTS, *CODES, *(weight for _, config in formats().items() for _, weight, _ in config.examples())}, key=repr)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,15 @@ def test_every_pair_of_schemes_gives_the_logits_of_unfused_modules(dense, first)
 def test_stacked_weights_keep_every_value_of_their_parts(spec):
     """Parts differ in everything that data can differ in: scales, second scales, tables, zero points."""
     rows = (48, 16, 32)
-    parts = [sample_weight(spec, n, 256, seed) for seed, n in enumerate(rows)]
+    parts = [sample_weight(spec, n, max(256, 2 * spec.group_size), seed) for seed, n in enumerate(rows)]
     if spec.group_index:
         parts = [replace(part, group_index=parts[0].group_index) for part in parts]
+    if spec.kind == "trellis":
+        parts = [replace(part, table=parts[0].table) for part in parts]  # one table for all, or they stay apart
+    if spec.kind in ("additive", "vector_codebook"):
+        codes = ("codes", "scale") if spec.kind == "additive" else ("codes", "residual_codes", "outlier_codes")
+        shared = {name: tensor for name, tensor in parts[0].data_tensors().items() if name not in codes}
+        parts = [replace(part, **shared) for part in parts]
     stacked = type(parts[0]).concat(parts)
     assert torch.equal(stacked.dequantize(), torch.cat([part.dequantize() for part in parts]))
     assert stacked.spec == spec.stacked(rows)
@@ -68,7 +74,9 @@ def test_stacked_weights_keep_every_value_of_their_parts(spec):
 
 @pytest.mark.parametrize("spec", example_specs(), ids=lambda s: s.describe().replace(" ", "-"))
 def test_cut_columns_keep_every_value(spec):
-    """At a boundary of groups and inside one."""
+    """At a boundary of groups and inside one; in whole blocks where the type has no shorter ones."""
     weight = sample_weight(spec, 32, 256, seed=5)
-    for start, stop in ((128, 256), (32, 200), (0, 256)):
+    step = steps_of(spec)[1]
+    for first, last in ((128, 256), (32, 200), (0, 256)):
+        start, stop = first // step * step, -(-last // step) * step
         assert torch.equal(weight.columns(start, stop).dequantize(), weight.dequantize()[:, start:stop])
