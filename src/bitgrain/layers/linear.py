@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from bitgrain.kernels.base import LinearKernel, Prepared
-from bitgrain.weights import InputTransform, LowRank
+from bitgrain.weights import NO_ACTIVATION, ActivationSpec, InputTransform, LowRank
 
 
 class Linear(nn.Module):
-    """y[M, N] = kernel(t(x)[M, K]) + bias + low_rank(t(x)), with t the input transforms one after another.
+    """y[M, N] = o(kernel(t(x)[M, K]) + bias + low_rank(t(x))), with t the input transforms and o the quantization of the output.
 
     Args:
         bias: [N] of the activations' dtype, or None.
@@ -26,16 +26,19 @@ class Linear(nn.Module):
         bias: Tensor | None,
         transforms: tuple[InputTransform, ...] = (),
         low_rank: LowRank | None = None,
+        output: ActivationSpec = NO_ACTIVATION,
     ) -> None:
         super().__init__()
         self.name, self.kernel, self.prepared, self.bias = name, kernel, prepared, bias
-        self.transforms, self.low_rank = transforms, low_rank
+        self.transforms, self.low_rank, self.output = transforms, low_rank, output
 
     def forward(self, x: Tensor) -> Tensor:
         for transform in self.transforms:
             x = transform.apply(x)
         y = self.kernel.apply(x, self.prepared, self.bias)
-        return y if self.low_rank is None else (y.float() + self.low_rank.apply(x)).to(y.dtype)
+        if self.low_rank is not None:
+            y = (y.float() + self.low_rank.apply(x)).to(y.dtype)
+        return y if self.output.is_none else self.output.fake_quantize(y).to(y.dtype)
 
     @property
     def nbytes(self) -> int:
