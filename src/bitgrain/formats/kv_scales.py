@@ -12,7 +12,10 @@ Source: formats specification, end of section 5; part 2, sections 2.4 and 6.1.
 
 from __future__ import annotations
 
-from bitgrain.formats.base import ModuleView
+from dataclasses import replace
+
+from bitgrain.formats.base import KVCacheScheme, ModuleView
+from bitgrain.formats.config_reader import ConfigReader
 
 # Local names that say by themselves which scale they are.
 _BY_NAME = {
@@ -57,3 +60,21 @@ def kv_scales_in(module: ModuleView) -> tuple[tuple[str, str], ...]:
     prefix = f"{module.name}."
     names = sorted(key if key.startswith(prefix) else module.full_name(key) for key in module.tensors)
     return tuple((name, place[1]) for name in names if (place := kv_scale_of(name)) is not None)
+
+
+# AutoRound's words for the type of a cache, in every format that it exports.
+_STATIC_CACHES = {
+    "fp8": "fp8_e4m3fn", "float8_e4m3fn": "fp8_e4m3fn", "torch.float8_e4m3fn": "fp8_e4m3fn", "": "none",
+    **dict.fromkeys(("float", "float16", "bfloat16", "float32"), "none"),
+}  # fmt: skip
+
+
+def read_static_cache(reader: ConfigReader) -> KVCacheScheme:
+    """What `static_kv_dtype` and `static_kv_granularity` say of every attention module; their scales are not in it yet."""
+    element = reader.choice("static_kv_dtype", _STATIC_CACHES, "")
+    return KVCacheScheme(element, reader.choice("static_kv_granularity", {"tensor": "tensor", "head": "head"}, "tensor"))
+
+
+def static_cache_of(cache: KVCacheScheme, module: ModuleView) -> KVCacheScheme:
+    """The scheme of one attention module; without a stated type stored scales stay unexplained."""
+    return cache if cache.element == "none" else replace(cache, scales=kv_scales_in(module))
