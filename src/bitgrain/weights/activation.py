@@ -205,7 +205,7 @@ class ActivationSpec:
             second = self._group_scale(peak) if self.second_scale == "group" else torch.ones((), device=peak.device)
             scale = shared_exponent(peak / second, self.element, self.exponent_rule) * second
         else:
-            scale = self._rounded_scale(peak / self._top())
+            scale = self._rounded_scale(peak / self.top_code)
             scale = torch.where(scale == 0, torch.full_like(scale, tiny), scale)
         return scale, torch.zeros_like(scale)
 
@@ -223,11 +223,12 @@ class ActivationSpec:
         """The second scale of each block: amax of the `second_group` columns that it lies in / max of the type; [M, G, 1]."""
         rows, blocks, per = peak.shape[0], peak.shape[1], self.second_group // self.group_size
         padded = torch.nn.functional.pad(peak.reshape(rows, blocks), (0, -blocks % per)).view(rows, -1, per)
-        second = padded.amax(-1) / self._top()
+        second = padded.amax(-1) / self.top_code
         second = torch.where(second == 0, torch.ones_like(second), second)
         return torch.repeat_interleave(second, per, dim=1)[:, :blocks].unsqueeze(-1)
 
-    def _top(self) -> float:
+    @property
+    def top_code(self) -> float:
         """The code that the largest magnitude stands for."""
         if self.top is not None:
             return self.top
