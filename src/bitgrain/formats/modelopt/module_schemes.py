@@ -41,7 +41,7 @@ def make_scheme(module: ModuleView, name: str, recipe: Recipe, must_scale: bool)
     prefix = f"{SUBMODULE}._" if f"{SUBMODULE}._{DOWN}" in module.tensors or f"{SUBMODULE}._{UP}" in module.tensors else ""
     rank = _rank_of(module, prefix) if algorithm.low_rank else 0
     scaled = algorithm.scaled and module.kind is not ModuleKind.EMBEDDING and (must_scale or "pre_quant_scale" in module.tensors)
-    return ScaledInputScheme(shape, activation, inner, scaled, rank, prefix) if scaled or rank else inner
+    return ScaledInputScheme(inner, scaled, rank, prefix) if scaled or rank else inner
 
 
 def _stored_scheme(module: ModuleView, algorithm: Algorithm, shape: tuple[int, int], group: int, activation: ActivationSpec) -> Scheme:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
 from bitgrain.errors import BadValueError
+from bitgrain.formats.around import SchemeAround
 from bitgrain.formats.base import Scheme, TensorRule, scalar_shapes
 from bitgrain.formats.fp8.schemes import Float8Scheme
 from bitgrain.formats.grouped import int_affine_spec
@@ -85,32 +86,20 @@ class IntegerScheme(Scheme):
 
 
 @dataclass(frozen=True, slots=True)
-class ScaledInputScheme(Scheme):
+class ScaledInputScheme(SchemeAround):
     """y = inner(x * pre_quant_scale) + lora_b (lora_a (x * pre_quant_scale)).
 
     `pre_quant_scale` [K], `svdquant_lora_a` [r, K], `svdquant_lora_b` [N, r], all of the model's dtype.
 
     Args:
-        inner:  the scheme of the tensors beside them.
         scaled: a pre_quant_scale is, or must be, stored.
         rank:   r; 0: no low-rank correction.
         prefix: stands before the names of the low-rank factors.
     """
 
-    shape: tuple[int, int]
-    activation: ActivationSpec
-    inner: Scheme
     scaled: bool = True
     rank: int = 0
     prefix: str = ""
-
-    @property
-    def weight_spec(self) -> WeightSpec:
-        return self.inner.weight_spec
-
-    @property
-    def transforms_input(self) -> bool:
-        return True
 
     def tensors(self) -> tuple[TensorRule, ...]:
         n, k = self.shape
@@ -131,9 +120,6 @@ class ScaledInputScheme(Scheme):
             down, up = self.prefix + DOWN, self.prefix + UP
             low = LowRank(require_finite(down, tensors[down]), require_finite(up, tensors[up]))
         return Transformed(inner, inputs, low)
-
-    def to_activation(self, tensors: Mapping[str, Tensor]) -> ActivationSpec:
-        return self.inner.to_activation(tensors)
 
 
 def _positive(name: str, values: Tensor) -> Tensor:

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
 from bitgrain.errors import BadValueError, BitgrainError, ManyProblemsError
-from bitgrain.formats.base import Scheme, TensorRule, scalar_shapes
+from bitgrain.formats.around import SchemeAround
+from bitgrain.formats.base import TensorRule, scalar_shapes
 from bitgrain.formats.value_checks import require_finite, require_scale, static_value
-from bitgrain.weights import ActivationSpec, ChannelScale, InputTransform, Kronecker, LowRank, Transformed, Weight, WeightSpec
+from bitgrain.weights import ActivationSpec, ChannelScale, InputTransform, Kronecker, LowRank, Transformed, Weight
 
 MUL_SCALE, CLIP, DOWN, UP = "div.mul_scale", "clip_ratio", "svd_lowrank_l1", "svd_lowrank_l2"
 # (left factor, right factor) of each kind of rotation, in the order of application.
@@ -54,42 +55,24 @@ class Rotation:
 
 
 @dataclass(frozen=True, slots=True)
-class TransformedScheme(Scheme):
+class TransformedScheme(SchemeAround):
     """`inner` with what stands before or beside it.
 
     Args:
-        inner:     the scheme of the weight; its activation is that of the transformed input.
         prefix:    what stands before the inner scheme's local names: "" or LINEAR.
         smoothed:  div.mul_scale is there.
         rotations: in order.
         rank:      of the low-rank correction; 0 if there is none.
     """
 
-    inner: Scheme
     prefix: str = ""
     smoothed: bool = False
     rotations: tuple[Rotation, ...] = ()
     rank: int = 0
 
     @property
-    def shape(self) -> tuple[int, int]:  # type: ignore[override]
-        return self.inner.shape
-
-    @property
-    def activation(self) -> ActivationSpec:  # type: ignore[override]
-        return self.inner.activation
-
-    @property
-    def weight_spec(self) -> WeightSpec:
-        return self.inner.weight_spec
-
-    @property
     def transforms_input(self) -> bool:
         return self.smoothed or bool(self.rotations) or self.rank > 0
-
-    @property
-    def holds_bias(self) -> bool:
-        return self.inner.holds_bias
 
     def bias_rule(self) -> TensorRule:
         rule = self.inner.bias_rule()
