@@ -343,3 +343,9 @@ def test_weight_spec_equals_the_weight(shape, cell):
     scheme = Float8Scheme(shape, NO_ACTIVATION, "F8_E4M3", cell)
     grid = (-(-shape[0] // cell[0]), -(-shape[1] // cell[1]))
     assert scheme.to_weight({"weight": torch.ones(shape).to(E4M3), "weight_scale": torch.ones(grid)}).spec == scheme.weight_spec
+
+
+def test_static_cache_of_a_foreign_quantizer_is_read():
+    attention = view({"k_scale": torch.ones(1), "v_scale": torch.ones(1)}, "model.layers.0.self_attn", ModuleKind.ATTENTION)
+    scheme = parse(BLOCK | {"static_kv_dtype": "fp8", "static_kv_granularity": "tensor"}).get_kv_cache_scheme(attention)
+    assert (scheme.element, [which for _, which in scheme.scales]) == ("fp8_e4m3fn", ["k", "v"])

@@ -25,7 +25,7 @@ from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.expert_stacks import ExpertStack
 from bitgrain.formats.fp8.fused_experts import divide_fused
 from bitgrain.formats.fp8.schemes import FLOAT8_CODES, Float8Scheme
-from bitgrain.formats.kv_scales import kv_scales_in
+from bitgrain.formats.kv_scales import kv_scales_in, read_static_cache
 from bitgrain.formats.matching import SegmentRules
 from bitgrain.formats.stored_scales import E8M0_CODES, cell_of
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, WeightSpec
@@ -235,6 +235,9 @@ def _cache(reader: ConfigReader) -> str:
     value = reader.values.get("kv_cache_scheme")
     if isinstance(value, dict) and value.get("num_bits") == 8 and value.get("type") == "float":
         return FP8
+    static = read_static_cache(reader).element
+    if static != "none":
+        return static
     return reader.choice("kv_cache_scheme", {"static": FP8, "dynamic": FP8, "fp8": FP8, "": "none"}, "")
 
 
