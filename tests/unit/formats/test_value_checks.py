@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bitgrain.errors import BadValueError
-from bitgrain.formats.value_checks import require_finite
+from bitgrain.formats.value_checks import require_finite, require_scale
 
 LARGE = (300, 300)  # above the size from which a probe is taken instead of a plain sum
 
@@ -31,3 +31,12 @@ def test_large_finite_values_whose_sum_overflows_are_accepted():
     for shape in ((4, 4), LARGE):
         values = torch.full(shape, torch.finfo(torch.float32).max)
         assert require_finite("weight", values) is values
+
+
+def test_scales_are_neither_all_zero_nor_negative():
+    with pytest.raises(BadValueError, match="every scale is zero"):
+        require_scale("s", torch.zeros(3))
+    with pytest.raises(BadValueError, match="1 negative"):
+        require_scale("s", torch.tensor([1.0, -1.0]))
+    empty, signed = torch.zeros(3), torch.tensor([1.0, -1.0])
+    assert require_scale("s", empty, codes_are_zero=True) is empty and require_scale("s", signed, signed=True) is signed
