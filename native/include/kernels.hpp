@@ -59,7 +59,9 @@ struct QuantizeArgs {
   int64_t rows, k, quads;
   int32_t symmetric, dynamic;  // dynamic: one of Ranges
   float static_scale;
-  int32_t static_zero, threads;
+  int32_t static_zero;
+  float top;  // symmetric and dynamic: the code that the largest magnitude stands for
+  int32_t threads;
 };
 
 struct Kernels {

@@ -30,7 +30,7 @@ struct Grid {
 
 inline Grid make_grid(const QuantizeArgs& args, const Range& range) {
   if (args.dynamic == STATIC) return {args.static_scale, float(args.static_zero)};
-  float scale = args.symmetric ? std::max(-range.low, range.high) / 127.5f : (range.high - range.low) / 255.0f;
+  float scale = args.symmetric ? std::max(-range.low, range.high) / args.top : (range.high - range.low) / 255.0f;
   if (scale == 0.0f) scale = std::numeric_limits<float>::epsilon();
   if (args.symmetric) return {scale, 0.0f};
   return {scale, __builtin_rintf(std::min(std::max(-128.0f - range.low / scale, -128.0f), 127.0f))};

@@ -163,7 +163,7 @@ void group_sums16(const uint16_t* x, int64_t rows, int64_t width, const int32_t*
 
 using namespace bitgrain;
 
-EXPORT int32_t bg_abi_version() { return 2; }
+EXPORT int32_t bg_abi_version() { return 3; }
 
 EXPORT const char* bg_instruction_set() { return active().name; }
 
@@ -243,7 +243,7 @@ EXPORT int32_t bg_grouped(const void* x, int32_t x_dtype, int64_t rows, int64_t 
 
 // W8A8: quantizes x [rows, k] by row, multiplies in int32, scales.  `quads` is even; codes, scales and sums as IntegerArgs says.
 EXPORT int32_t bg_integer(const void* x, int32_t x_dtype, int64_t rows, int64_t k, int32_t symmetric, int32_t dynamic, float static_scale,
-                          int32_t static_zero, const void* codes, const float* w_scale, const int32_t* column_sums, int64_t quads, int64_t n,
+                          int32_t static_zero, float top, const void* codes, const float* w_scale, const int32_t* column_sums, int64_t quads, int64_t n,
                           const void* bias, void* y, int32_t threads) {
   try {
     std::vector<float> wide(x_dtype == F32 ? 0 : size_t(rows * k)), scale(static_cast<size_t>(rows));
@@ -255,7 +255,8 @@ EXPORT int32_t bg_integer(const void* x, int32_t x_dtype, int64_t rows, int64_t 
       widen(x, x_dtype, rows, k, k, nullptr, wide.data(), threads);
       values = wide.data();
     }
-    active().quantize({values, a.data(), scale.data(), zero.data(), rows, k, quads, symmetric, dynamic, static_scale, static_zero, threads});
+    active().quantize({values, a.data(), scale.data(), zero.data(), rows, k, quads, symmetric, dynamic, static_scale, static_zero, top,
+                       threads});
     active().integer({a.data(), scale.data(), zero.data(), static_cast<const uint8_t*>(codes), w_scale, column_sums, bias, y, rows, n, quads,
                       x_dtype, threads});
   } catch (const std::bad_alloc&) {
@@ -266,7 +267,7 @@ EXPORT int32_t bg_integer(const void* x, int32_t x_dtype, int64_t rows, int64_t 
 
 // The quantizer alone, for tests: codes + 128 in a [rows, quads * 4], scale [rows], zero point + 128 [rows].
 EXPORT int32_t bg_quantize(const float* x, int64_t rows, int64_t k, int64_t quads, int32_t symmetric, int32_t dynamic, float static_scale,
-                           int32_t static_zero, uint8_t* a, float* scale, int32_t* zero, int32_t threads) {
-  active().quantize({x, a, scale, zero, rows, k, quads, symmetric, dynamic, static_scale, static_zero, threads});
+                           int32_t static_zero, float top, uint8_t* a, float* scale, int32_t* zero, int32_t threads) {
+  active().quantize({x, a, scale, zero, rows, k, quads, symmetric, dynamic, static_scale, static_zero, top, threads});
   return OK;
 }

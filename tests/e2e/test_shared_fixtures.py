@@ -13,7 +13,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared"
 # what this version reads; the other families are refused by name
 FAMILIES = [
     "unquantized", "awq", "gptq", "autoround", "compressed-tensors-int", "compressed-tensors-float", "compressed-tensors-sparse", "fp8", "modelopt",
-    "quark", "modelslim", "bnb", "hqq", "torchao", "quanto", "mxfp4-moe",
+    "quark", "modelslim", "bnb", "hqq", "torchao", "quanto", "mxfp4-moe", "gguf", "aqlm", "quip", "qtip", "vptq",
 ]  # fmt: skip
 
 needs_shared = pytest.mark.skipif(not (SHARED / "fixtures").is_dir(), reason="../shared/fixtures is not beside this checkout")

@@ -59,6 +59,7 @@ BLOCKED = [*SUPER_BLOCKS, *CODES]
 ACTIVATIONS = [
     NO_ACTIVATION,
     ActivationSpec("int8", "token"),
+    ActivationSpec("int8", "token", top=127.0),
     ActivationSpec("int8", "token", symmetric=False),
     ActivationSpec("int8", "tensor"),
     ActivationSpec("int8", "tensor", symmetric=False, dynamic=False, scale=0.031, zero=-7),

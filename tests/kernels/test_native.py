@@ -56,8 +56,10 @@ def test_prepared_four_bit_weight_stays_near_its_packed_size():
 
 ACTS = [
     ActivationSpec("int8", "token"),
+    ActivationSpec("int8", "token", top=127.0),
     ActivationSpec("int8", "token", symmetric=False),
     ActivationSpec("int8", "tensor"),
+    ActivationSpec("int8", "tensor", top=127.0),
     ActivationSpec("int8", "tensor", symmetric=False),
     ActivationSpec("int8", "tensor", dynamic=False, scale=0.02),
     ActivationSpec("int8", "tensor", symmetric=False, dynamic=False, scale=0.02, zero=11),
@@ -66,7 +68,7 @@ ACTS = [
 
 @needs_library
 @pytest.mark.parametrize("isa", library.available_sets())
-@pytest.mark.parametrize("act", ACTS, ids=lambda a: a.describe().replace(" ", "-"))
+@pytest.mark.parametrize("act", ACTS, ids=lambda a: f"{a.describe()} {a.top_code:g}".replace(" ", "-"))
 def test_activation_codes_equal_the_definition_bit_for_bit(isa, act):
     before = library.instruction_set()
     library.choose_instruction_set(isa)
@@ -75,7 +77,7 @@ def test_activation_codes_equal_the_definition_bit_for_bit(isa, act):
     quads = 52
     a, scale, zero = torch.zeros(9, quads * 4, dtype=torch.uint8), torch.zeros(9), torch.zeros(9, dtype=torch.int32)
     library.native().bg_quantize(
-        x.data_ptr(), 9, 203, quads, int(act.symmetric), RANGES[act.granularity] if act.dynamic else STATIC, act.scale or 1.0, act.zero, a.data_ptr(), scale.data_ptr(), zero.data_ptr(), 2
+        x.data_ptr(), 9, 203, quads, int(act.symmetric), RANGES[act.granularity] if act.dynamic else STATIC, act.scale or 1.0, act.zero, act.top_code, a.data_ptr(), scale.data_ptr(), zero.data_ptr(), 2
     )
     library.choose_instruction_set(before)
     codes, want_scale, want_zero = act.quantize(x)

@@ -24,7 +24,7 @@ AUTO_ROUND_KEYS = words(
     "act_bits act_data_type act_dynamic act_group_size act_sym amp autoround_version batch_size bits block_name_to_quantize"
     " data_type dataset enable_minmax_tuning enable_norm_bias_tuning enable_quanted_input gradient_accumulate_steps"
     " group_size iters low_gpu_mem_usage lr minmax_lr nsamples packing_format provider quant_block_list regex_config"
-    " scale_dtype seqlen static_attention_dtype static_kv_dtype super_bits super_group_size supported_types sym"
+    " scale_dtype seqlen static_attention_dtype static_attention_granularity static_kv_dtype static_kv_granularity super_bits super_group_size supported_types sym"
     " to_quant_block_names"
 )
 

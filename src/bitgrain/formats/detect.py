@@ -9,11 +9,20 @@ from typing import Any
 from torch import Tensor
 
 from bitgrain.checkpoint.files import CheckpointFiles
-from bitgrain.errors import BitgrainError, ConfigError, ConflictingConfigError, ShapeMismatchError, UnknownFormatError, raise_all
+from bitgrain.errors import (
+    BitgrainError,
+    ConfigError,
+    ConflictingConfigError,
+    RequestError,
+    ShapeMismatchError,
+    UnknownFormatError,
+    raise_all,
+)
 from bitgrain.formats.base import QuantConfig
 from bitgrain.formats.evidence import SMALL_BYTES, Detection, Evidence
 from bitgrain.formats.matching import nearest_names
 from bitgrain.formats.registry import canonical_name, formats
+from bitgrain.quantize import TARGETS
 
 # Where the quantization section of config.json may stand.
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
@@ -89,9 +98,9 @@ def detect(evidence: Evidence) -> tuple[type[QuantConfig], Detection]:
 
 
 def answers_to(config: type[QuantConfig], asked: str | None) -> bool:
-    """Whether a user's word is the format's name or one of its aliases."""
+    """Whether a user's word is the format's name, or one of its aliases or hints."""
     wanted = (asked or "").lower().replace("_", "-")
-    return wanted in {config.name, *(alias.lower().replace("_", "-") for alias in config.aliases)}
+    return wanted in {config.name, *(word.lower().replace("_", "-") for word in (*config.aliases, *config.hints))}
 
 
 def check_hint(asked: str, config: type[QuantConfig], claim: Detection, is_target: bool) -> None:
@@ -103,8 +112,12 @@ def check_hint(asked: str, config: type[QuantConfig], claim: Detection, is_targe
     """
     if is_target and config.holds_plain_weights:
         return
-    if not is_target:
-        canonical_name(asked)
+    if not is_target and config.holds_plain_weights and canonical_name(asked) is None:
+        found = "neither a format nor what an unquantized checkpoint can become"
+        raise RequestError(f"quantization = {asked!r}", found, f"one of {', '.join(TARGETS)}, or none", "choose one of them, or leave the option out")
+    if not is_target and canonical_name(asked) is None:
+        found, known = "no such format", formats().names()
+        raise RequestError(f"quantization = {asked!r}", found, f"{config.name!r}, which the checkpoint is; all: {', '.join(known)}", "leave the option out")
     hint = "; to quantize an unquantized checkpoint while it loads, see `bitgrain formats`" if config.holds_plain_weights else ""
     raise ConflictingConfigError(
         f"quantization = {asked!r}", f"the checkpoint is {config.name} ({', '.join(claim.reasons)})", f"{config.name!r} or one of its other names",

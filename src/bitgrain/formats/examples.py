@@ -10,5 +10,5 @@ SHAPE = (512, 512)
 
 
 def examples_of(*schemes: Scheme) -> tuple[tuple[str, WeightSpec, ActivationSpec], ...]:
-    """(label, weight, activation) of each scheme; see QuantConfig.examples."""
-    return tuple((scheme.label, scheme.weight_spec, scheme.activation) for scheme in schemes)
+    """(label, weight, activation) of each scheme; see QuantConfig.examples.  Schemes that mean the same are one example."""
+    return tuple({scheme.label: (scheme.label, scheme.weight_spec, scheme.activation) for scheme in schemes}.values())

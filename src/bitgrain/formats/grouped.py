@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,18 +17,19 @@ from bitgrain.weights import WeightSpec
 class GroupedScheme(Scheme):
     """Codes of one width in groups of K without activation order.
 
-    Class attributes:
-        bits: of a code.
     Args:
         group_size:  1 to K.
         scale_dtype: element type of the stored scales, as safetensors spells it.
     """
 
-    bits: ClassVar[int] = 4
-
     shape: tuple[int, int]
     group_size: int
     scale_dtype: str
+
+    @property
+    def bits(self) -> int:
+        """Of a code."""
+        return 4
 
     @property
     @abstractmethod

@@ -26,14 +26,10 @@ def formats() -> Registry[type[QuantConfig]]:
     return _REGISTRY
 
 
-def canonical_name(asked: str) -> str:
-    """The canonical name of a format for a user's word, which may be an alias of another engine.
-
-    Raises:
-        RequestError: no format has that name or alias; lists the known names.
-    """
+def canonical_name(asked: str) -> str | None:
+    """The canonical name of a format for a user's word, which may be an alias of another engine; None if there is none."""
     wanted = asked.lower().replace("_", "-")
     for name, config in formats().items():
         if wanted in {name, *(alias.lower().replace("_", "-") for alias in config.aliases)}:
             return name
-    return formats()[asked].name
+    return None

@@ -17,6 +17,7 @@ class ModuleSlot:
         bias:    "required": the module computes with a bias and the checkpoint must store it; "optional": a stored one is applied.
         tied_to: module whose weight stands in when this one stores none.
         heights: N of each module that a joint one stands for, in stored order.
+        bare:    a vector whose name is the tensor's own, with no ".weight" behind it.
     """
 
     name: str
@@ -25,6 +26,7 @@ class ModuleSlot:
     bias: str = "optional"
     tied_to: str | None = None
     heights: tuple[int, ...] = ()
+    bare: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,6 @@ _MUST_BE_EMPTY = (
     "super_group_size",
     "extra_config",
     "regex_config",
-    "static_kv_dtype",
     "static_attention_dtype",
     "adapter",
     "rotation",

@@ -54,6 +54,32 @@ def test_golden_module_dequantizes_to_the_producers_values(folder):
     assert decode_all(case, AwqConfig.parse(case.evidence())) >= 1
 
 
+@pytest.mark.parametrize("bits", [4, 5, 6, 7])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_wider_codes_keep_the_interleave_in_a_dense_stream(bits, symmetric):
+    v = numbers(64, 96, 32, bits, zero=1 << (bits - 1) if symmetric else None)
+    weight, scheme = decode(gemm_tensors(v), bits=bits, zero_point=not symmetric)
+    assert torch.equal(weight.dequantize(), v.weight())
+    assert scheme.label == f"W{bits}A16 int{bits} g32" + ("" if symmetric else " asym")
+
+
+def test_wider_codes_need_whole_runs_of_columns():
+    v = numbers(32, 64, 32, 5)
+    with pytest.raises(ShapeMismatchError, match="N % 32 == 0"):
+        parse(bits=5).decide(view(gemm_tensors(v), shape=(40, 64)))
+
+
+def test_width_other_than_configured_is_found_in_the_headers():
+    module = view(gemm_tensors(numbers(32, 64, 32, 5)), shape=(32, 64))
+    assert problems_of(parse(bits=6).decide(module).scheme, module) == ["shape qweight", "shape qzeros"]
+
+
+def test_static_cache_of_a_foreign_quantizer_is_read():
+    attention = view({"k_scale": torch.ones(1), "v_scale": torch.ones(1)}, "model.layers.0.self_attn", kind=ModuleKind.ATTENTION)
+    assert parse(static_kv_dtype="fp8", static_kv_granularity="tensor").get_kv_cache_scheme(attention).describe() == "fp8_e4m3fn tensor"
+    assert parse().get_kv_cache_scheme(attention).scales == ()
+
+
 @pytest.mark.parametrize("folder", fixture_cases("awq"))
 def test_fixture_dequantizes_to_the_producers_values(folder):
     case = Case(folder)
@@ -290,7 +316,9 @@ def test_metadata_of_all_producers_is_known():
         ({"zero_pont": True}, r"zero_pont \(nearest known: zero_point\)"),
         ({"method": "paroquant"}, "method: 'paroquant'"),
         ({"act_bits": 8}, "act_bits"),
-        ({"static_kv_dtype": "fp8"}, "static_kv_dtype"),
+        ({"static_kv_dtype": "int4"}, "static_kv_dtype"),
+        ({"bits": 5, "version": "gemv"}, "bits: 5"),
+        ({"bits": 6, "version": "marlin", "zero_point": False}, "bits: 6"),
     ],
     ids=str,
 )

@@ -305,10 +305,11 @@ def test_wrong_upper_bound_is_refused():
 
 
 @pytest.mark.parametrize("name", ["gate_up_proj_scale_inv", "down_proj_scale_inv", "gate_up_proj_scale", "down_proj_activation_scale"])
-def test_fused_experts_are_refused_by_name(name):
+def test_fused_experts_of_an_unknown_architecture_are_refused_by_name(name):
     full = f"model.layers.0.mlp.experts.{name}"
+    tensors = {full: torch.ones(2, 2, 2), "model.layers.0.mlp.experts.gate_up_proj": torch.zeros(2, 2, 2).to(E4M3)}
     with pytest.raises(UnknownFormatError, match=full):
-        parse(BLOCK, {full: torch.ones(2, 2, 2), "model.layers.0.mlp.experts.gate_up_proj": torch.zeros(2, 2, 2).to(E4M3)})
+        parse(BLOCK, tensors).parts({name: header(name, t) for name, t in tensors.items()}, None)
 
 
 def test_detection_by_method_sidecar_and_names():
@@ -342,3 +343,9 @@ def test_weight_spec_equals_the_weight(shape, cell):
     scheme = Float8Scheme(shape, NO_ACTIVATION, "F8_E4M3", cell)
     grid = (-(-shape[0] // cell[0]), -(-shape[1] // cell[1]))
     assert scheme.to_weight({"weight": torch.ones(shape).to(E4M3), "weight_scale": torch.ones(grid)}).spec == scheme.weight_spec
+
+
+def test_static_cache_of_a_foreign_quantizer_is_read():
+    attention = view({"k_scale": torch.ones(1), "v_scale": torch.ones(1)}, "model.layers.0.self_attn", ModuleKind.ATTENTION)
+    scheme = parse(BLOCK | {"static_kv_dtype": "fp8", "static_kv_granularity": "tensor"}).get_kv_cache_scheme(attention)
+    assert (scheme.element, [which for _, which in scheme.scales]) == ("fp8_e4m3fn", ["k", "v"])

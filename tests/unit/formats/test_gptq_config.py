@@ -176,3 +176,12 @@ def test_tensors_without_configuration_are_refused_for_what_they_cannot_tell():
 @pytest.mark.parametrize("name", ["gptq", "gptq_marlin", "auto_gptq", "gptqmodel", "marlin", "GPTQ"])
 def test_names_of_other_engines_are_accepted(name):
     assert canonical_name(name) == "gptq"
+
+
+def test_static_cache_of_a_foreign_quantizer_is_read():
+    attention = view({"k_scale": torch.ones(2), "v_scale": torch.ones(2)}, "model.layers.0.self_attn", kind=ModuleKind.ATTENTION)
+    scheme = parse(static_kv_dtype="fp8", static_kv_granularity="head").get_kv_cache_scheme(attention)
+    assert (scheme.describe(), [which for _, which in scheme.scales]) == ("fp8_e4m3fn head", ["k", "v"])
+    assert parse().get_kv_cache_scheme(attention).scales == ()
+    with pytest.raises(ConfigError, match="static_kv_dtype"):
+        parse(static_kv_dtype="int4")

@@ -88,17 +88,18 @@ def gptq_tensors(v: Numbers, *, v1=True, planar=False, width=32, index=True) -> 
     return {**tensors, "g_idx": v.groups.int()} if index else tensors
 
 
-def interleaved(matrix: torch.Tensor) -> torch.Tensor:
-    """int32 [R, C / 8]: the nibble at bits 4i holds column 8c + (0, 2, 4, 6, 1, 3, 5, 7)[i]."""
-    rows = []
-    for row in matrix.tolist():
-        runs = [row[i : i + 8] for i in range(0, len(row), 8)]
-        rows.append([signed(sum(run[c] << (4 * i) for i, c in enumerate((0, 2, 4, 6, 1, 3, 5, 7))), 32) for run in runs])
-    return torch.tensor(rows, dtype=torch.int32)
+def interleaved(matrix: torch.Tensor, bits: int = 4) -> torch.Tensor:
+    """int32 [R, C * bits / 32]: place i of each run of 8 columns holds column (0, 2, 4, 6, 1, 3, 5, 7)[i]."""
+    order = [run + i for run in range(0, matrix.shape[1], 8) for i in (0, 2, 4, 6, 1, 3, 5, 7)]
+    return pack_rows(matrix[:, order], bits)
 
 
 def gemm_tensors(v: Numbers) -> dict[str, torch.Tensor]:
-    return {"qweight": interleaved(v.codes.t()), "qzeros": interleaved(v.zeros.t()), "scales": v.scales.t().contiguous()}
+    return {
+        "qweight": interleaved(v.codes.t(), v.bits),
+        "qzeros": interleaved(v.zeros.t(), v.bits),
+        "scales": v.scales.t().contiguous(),
+    }
 
 
 def padded(values: torch.Tensor, group_size: int) -> torch.Tensor:

@@ -95,8 +95,8 @@ def test_building_takes_every_slot_once_and_nothing_else(name):
     assert sorted(builder.taken) == sorted(s.name for s in model.slots(parsed).modules)
 
 
-def test_slots_of_a_hundred_thousand_modules_take_under_two_seconds():
+def test_slots_of_a_hundred_thousand_modules_do_not_take_quadratic_time():
     config = {**QWEN3_MOE, "num_hidden_layers": 64, "num_experts": 512}
     start = time.perf_counter()
     assert len(slots_of(config).modules) > 98_000
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 30  # about 1.5 s; time that grows with the square would be an hour

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
-from bitgrain.errors import BitgrainError, ConflictingConfigError, LabelMismatchError, ShapeMismatchError, UnexpectedTensorError
-from bitgrain.formats.awq.schemes import BITS, PER_WORD, GemmScheme, GemvFastScheme, GemvScheme
-from bitgrain.formats.base import ModuleKind, ModuleView, QuantConfig, Scheme
+from bitgrain.errors import BitgrainError, ConflictingConfigError, LabelMismatchError, UnexpectedTensorError
+from bitgrain.formats.awq.layouts import BUILDERS, LOCAL_NAMES, AwqSettings, fits
+from bitgrain.formats.awq.schemes import BITS, PER_WORD, GemmScheme
+from bitgrain.formats.base import KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import ConfigReader
 from bitgrain.formats.dynamic_rules import DynamicRule, find_dynamic_rule
 from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.examples import SHAPE, examples_of
-from bitgrain.formats.marlin_tiles import marlin_scheme
+from bitgrain.formats.kv_scales import read_static_cache, static_cache_of
 from bitgrain.formats.matching import SegmentRules
 from bitgrain.formats.word_packed import (
     METADATA_KEYS,
-    matrix_sizes,
     named_rule,
     read_code_rules,
     read_neutral_keys,
-    scale_dtype_of,
 )
 from bitgrain.weights import ActivationSpec, WeightSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-LOCAL_NAMES = frozenset({"qweight", "qzeros", "scales"})
+# AutoAWQ writes 4 bits only, AutoRound up to 7 in the gemm layout.
+ALL_BITS = frozenset({4, 5, 6, 7})
 # What `version` says, and the layout that it means.  exllama and ipex are kernels that read the gemm layout.
 LAYOUTS = {
     "gemm": "gemm",
@@ -46,15 +46,17 @@ _METHODS = ("awq", "awq-marlin", "auto-awq", "autoawq", "llm-awq")
 
 @dataclass(slots=True)
 class AwqConfig(QuantConfig):
-    """4-bit codes with a scale and a zero point per group of K.
+    """4-bit codes (5 to 7 in the gemm layout) with a scale and a zero point per group of K.
 
     Args:
         group_size: -1 for one group per row.
         version:    as configured, in lower case.
-        symmetric:  the configuration promises zero points of 8.
+        symmetric:  the configuration promises zero points of 2**(bits-1).
         ignore:     modules_to_not_convert; matched by whole segments (the producer matches substrings, which would also
                     hit gate_proj for "gate"; where the two differ, the tensors decide).
         lm_head:    whether the head is quantized, None if the configuration does not say.
+        bits:       of a code.
+        cache:      of every attention module, its scales left out.
     """
 
     name: ClassVar[str] = "awq"
@@ -67,10 +69,12 @@ class AwqConfig(QuantConfig):
     ignore: SegmentRules
     dynamic: tuple[DynamicRule, ...] = ()
     lm_head: bool | None = None
+    bits: int = BITS
+    cache: KVCacheScheme = field(default_factory=KVCacheScheme)
 
     @classmethod
     def examples(cls) -> tuple[tuple[str, WeightSpec, ActivationSpec], ...]:
-        return examples_of(GemmScheme(SHAPE, 128, "F16"))
+        return examples_of(GemmScheme(SHAPE, 128, "F16"), GemmScheme(SHAPE, 128, "F16", width=6))
 
     @classmethod
     def detect(cls, evidence: Evidence) -> Detection | None:
@@ -90,7 +94,8 @@ class AwqConfig(QuantConfig):
         settings = ConfigReader(evidence.settings())
         problems = settings.problems
         version = _read_version(settings, evidence)
-        settings.integer("bits", "w_bit", allowed=(BITS,), default=BITS)
+        allowed = ALL_BITS if LAYOUTS.get(version) == "gemm" else frozenset({BITS})
+        bits = settings.integer("bits", "w_bit", allowed=allowed, default=BITS)
         group_size = settings.group_size("group_size", "q_group_size", default=128)
         symmetric = _read_symmetry(settings, version)
         settings.need("pack_dtype", lambda v: v in ("int32", "torch.int32", "int16"), "'int32'", "quantize the model again")
@@ -100,13 +105,17 @@ class AwqConfig(QuantConfig):
         settings.need("is_marlin_format", lambda v: v == tiled, "agreement with version", "correct the configuration")
         packing = "a packing of this format's own tensors"
         settings.need("packing_format", lambda v: isinstance(v, str) and "awq" in v.lower(), packing, "correct the configuration")
+        # Quark's exports for readers of this format; "order" would be the natural order of nibbles
+        settings.need("pack_method", lambda v: v == "reorder", "'reorder': the order of this format's nibbles", "export the model again in this order")
+        settings.skip(("export",))
         ignore = SegmentRules(settings.names("modules_to_not_convert", "ignore"))
-        dynamic = read_code_rules(settings, frozenset({"bits", "group_size", "sym"}), frozenset({BITS}))
+        dynamic = read_code_rules(settings, frozenset({"bits", "group_size", "sym"}), allowed)
         lm_head = settings.flag("lm_head")
+        cache = read_static_cache(settings)
         read_neutral_keys(settings, _METHODS)
         problems += _activation_scales(evidence)
         settings.finish()
-        return cls(group_size, version, symmetric, ignore, dynamic, lm_head)
+        return cls(group_size, version, symmetric, ignore, dynamic, lm_head, bits, cache)
 
     def is_quantized(self, module: ModuleView) -> bool:
         return not LOCAL_NAMES.isdisjoint(module.tensors)
@@ -118,6 +127,9 @@ class AwqConfig(QuantConfig):
         if module.kind is ModuleKind.LM_HEAD and self.lm_head is False:
             return False, "lm_head is false"
         return True, f"{self.name} {self.version}"
+
+    def get_kv_cache_scheme(self, module: ModuleView) -> KVCacheScheme:
+        return static_cache_of(self.cache, module)
 
     def rules(self) -> Sequence[str]:
         return (*self.ignore.patterns, *(rule.key for rule in self.dynamic))
@@ -131,11 +143,12 @@ class AwqConfig(QuantConfig):
         """
         override = find_dynamic_rule(self.dynamic, module.name)
         chosen = override.overrides if override is not None else {}
-        group_size = chosen.get("group_size", self.group_size)
-        symmetric = chosen.get("sym", self.symmetric)
+        settings = AwqSettings(
+            chosen.get("group_size", self.group_size), chosen.get("sym", self.symmetric), chosen.get("bits", self.bits)
+        )
         layout = LAYOUTS[self.version]
-        others = [other for other in _BUILDERS if other != layout and _fits(other, module, group_size, symmetric)]
-        if others and not _fits(layout, module, group_size, symmetric):
+        others = [other for other in BUILDERS if other != layout and fits(other, module, settings)]
+        if others and not fits(layout, module, settings):
             action = "correct version in the configuration, or fetch the checkpoint's own configuration"
             if self.version == "llm-awq":
                 action = "write the checkpoint again with a current llm-awq: the nibble order of its older layouts is not known"
@@ -146,7 +159,7 @@ class AwqConfig(QuantConfig):
                 f"the layout of {self.version!r}",
                 action,
             )
-        return _BUILDERS[layout](module, group_size, symmetric)
+        return BUILDERS[layout](module, settings)
 
 
 def _detect_tensors(evidence: Evidence) -> Detection | None:
@@ -215,72 +228,3 @@ def _activation_scales(evidence: Evidence) -> list[BitgrainError]:
             "this version cannot run them; quantize the model without scaled activations",
         )
     ]
-
-
-def _sizes(module: ModuleView, derived: tuple[int, int], group_size: int) -> tuple[tuple[int, int], int]:
-    """((N, K), group size of 1 to K): the architecture's shape, or what the tensors say."""
-    shape = module.shape or derived
-    size = shape[1] if group_size == -1 else min(group_size, shape[1])
-    return shape, max(1, size)
-
-
-def _gemm(module: ModuleView, group_size: int, symmetric: bool) -> Scheme:
-    weight, scales = matrix_sizes(module, "qweight"), matrix_sizes(module, "scales")
-    n = scales[1] if scales else PER_WORD * weight[1] if weight else 0
-    shape, size = _sizes(module, (n, weight[0] if weight else 0), group_size)
-    # the producer writes whole groups only; a short one is believed where the architecture confirms K
-    whole = module.shape is not None or shape[1] % size == 0
-    _need_multiple(module, "gemm", shape[0] % PER_WORD == 0 and whole, "N % 8 == 0 and K % group_size == 0", shape, group_size)
-    return GemmScheme(shape, size, scale_dtype_of(module, "scales"), symmetric)
-
-
-def _gemv(module: ModuleView, group_size: int, symmetric: bool) -> Scheme:
-    weight, scales = matrix_sizes(module, "qweight"), matrix_sizes(module, "scales")
-    n = scales[0] if scales else weight[0] if weight else 0
-    shape, size = _sizes(module, (n, PER_WORD * weight[1] if weight else 0), group_size)
-    _need_multiple(module, "gemv", shape[1] % PER_WORD == 0, "K % 8 == 0", shape, group_size)
-    _need_vector_groups(module, "gemv", shape, size, group_size)
-    return GemvScheme(shape, size, scale_dtype_of(module, "scales"), symmetric)
-
-
-def _gemv_fast(module: ModuleView, group_size: int, symmetric: bool) -> Scheme:
-    weight, scales = matrix_sizes(module, "qweight"), matrix_sizes(module, "scales")
-    n = scales[1] if scales else 4 * weight[0] if weight else 0
-    shape, size = _sizes(module, (n, weight[1] if weight else 0), group_size)
-    _need_multiple(module, "gemv_fast", shape[0] % 4 == 0 and shape[1] % 64 == 0, "N % 4 == 0 and K % 64 == 0", shape, group_size)
-    _need_vector_groups(module, "gemv_fast", shape, size, group_size)
-    return GemvFastScheme(shape, size, scale_dtype_of(module, "scales"))
-
-
-def _marlin(module: ModuleView, group_size: int, symmetric: bool) -> Scheme:
-    return marlin_scheme(module, group_size, "version")
-
-
-_BUILDERS: Mapping[str, Callable[[ModuleView, int, bool], Scheme]] = {
-    "gemm": _gemm,
-    "gemv": _gemv,
-    "gemv_fast": _gemv_fast,
-    "marlin": _marlin,
-}
-
-
-def _need_multiple(module: ModuleView, layout: str, holds: bool, needed: str, shape: tuple[int, int], group_size: int) -> None:
-    if not holds:
-        found = f"N = {shape[0]}, K = {shape[1]}, group_size = {group_size}"
-        raise ShapeMismatchError(module.full_name("qweight"), found, f"{needed} in the {layout} layout", "correct the configuration")
-
-
-def _need_vector_groups(module: ModuleView, layout: str, shape: tuple[int, int], size: int, group_size: int) -> None:
-    known = size >= 128 or size in (32, 64)
-    _need_multiple(module, layout, known and shape[1] % size == 0, "group_size 32, 64, 128 or more that divides K", shape, group_size)
-
-
-def _fits(layout: str, module: ModuleView, group_size: int, symmetric: bool) -> bool:
-    """Whether the module's headers are exactly those of a layout."""
-    try:
-        scheme = _BUILDERS[layout](module, group_size, symmetric)
-    except ShapeMismatchError:
-        return False
-    rules = {rule.name: rule for rule in scheme.tensors()}
-    headers: dict[str, Any] = {name: module.tensors[name] for name in LOCAL_NAMES & module.tensors.keys()}
-    return rules.keys() == headers.keys() and all(h.dtype in rules[n].dtypes and rules[n].allows_shape(h.shape) for n, h in headers.items())

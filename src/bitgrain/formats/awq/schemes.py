@@ -1,4 +1,7 @@
-"""What the tensors of one module mean, in each of the layouts.  Source: AutoAWQ 0.2.9, its packers (formats specification, section 1)."""
+"""What the tensors of one module mean, in each of the layouts.
+
+Source: AutoAWQ 0.2.9, its packers (formats specification, section 1); for 5 to 7 bits AutoRound 0.16.1.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ from bitgrain.errors import BadValueError, LabelMismatchError
 from bitgrain.formats.base import TensorRule
 from bitgrain.formats.grouped import GroupedScheme, centred_codes_are_zero
 from bitgrain.formats.value_checks import require_finite, require_scale
-from bitgrain.numerics.bitpack import unpack_dense, words_as_bytes
+from bitgrain.numerics.bitpack import dense_words, unpack_dense, words_as_bytes
 from bitgrain.numerics.interleave import deinterleave_even_odd
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, IntAffineWeight, Weight
 
-BITS, PER_WORD, MIDDLE = 4, 8, 8
+BITS, PER_WORD = 4, 8
 _REWRITE = "the file is damaged or mislabelled; fetch or write it again"
 
 
@@ -26,16 +29,23 @@ class GemmScheme(GroupedScheme):
     """W[n, k] = (code - zero) * scale, group g = k // group_size.
 
     Tensors:
-        qweight: int32 [K, N / 8]; nibble i of word c is column 8c + (0, 2, 4, 6, 1, 3, 5, 7)[i].
-        qzeros:  int32 [G, N / 8], packed alike; the zero point as it is.
+        qweight: int32 [K, N * bits / 32], a dense stream along each row; in every run of 8 columns place i holds column
+                 (0, 2, 4, 6, 1, 3, 5, 7)[i].
+        qzeros:  int32 [G, N * bits / 32], packed alike; the zero point as it is.
         scales:  float [G, N].
 
     Args:
-        symmetric:  the configuration promises that every zero point is 8; checked.
+        symmetric:  the configuration promises that every zero point is 2**(bits-1); checked.
+        width:      bits of a code, 4 to 7.
     """
 
     symmetric: bool = False
     activation: ActivationSpec = NO_ACTIVATION
+    width: int = BITS
+
+    @property
+    def bits(self) -> int:
+        return self.width
 
     @property
     def zero(self) -> str:
@@ -43,7 +53,7 @@ class GemmScheme(GroupedScheme):
 
     def tensors(self) -> tuple[TensorRule, ...]:
         n, k = self.shape
-        words = -(-n // PER_WORD)
+        words = dense_words(n, self.bits)
         return (
             TensorRule("qweight", ("I32",), ((k, words),)),
             TensorRule("qzeros", ("I32",), ((self.groups, words),)),
@@ -52,35 +62,37 @@ class GemmScheme(GroupedScheme):
 
     def to_weight(self, tensors: Mapping[str, Tensor]) -> Weight:
         n = self.shape[0]
-        codes = unpack_interleaved(tensors["qweight"], n)
-        zeros = unpack_interleaved(tensors["qzeros"], n).to(torch.int16)
+        codes = unpack_interleaved(tensors["qweight"], n, self.bits)
+        zeros = unpack_interleaved(tensors["qzeros"], n, self.bits).to(torch.int16)
         scale = tensors["scales"].t().contiguous()
-        return affine_weight(codes, scale, zeros, self.group_size, self.symmetric)
+        return affine_weight(codes, scale, zeros, self.group_size, self.symmetric, self.bits)
 
 
-def unpack_interleaved(words: Tensor, columns: int) -> Tensor:
-    """uint8 [columns, rows] of int32 words [rows, columns / 8] in even-odd order."""
-    natural = deinterleave_even_odd(unpack_dense(words_as_bytes(words), BITS, PER_WORD * words.shape[1]))
-    return natural[:, :columns].t().contiguous()
+def unpack_interleaved(words: Tensor, columns: int, bits: int) -> Tensor:
+    """uint8 [columns, rows] of int32 words [rows, columns * bits / 32] in even-odd order; columns % 8 == 0."""
+    return deinterleave_even_odd(unpack_dense(words_as_bytes(words), bits, columns)).t().contiguous()
 
 
-def affine_weight(codes: Tensor, scale: Tensor, zeros: Tensor, group_size: int, symmetric: bool) -> IntAffineWeight:
+def affine_weight(
+    codes: Tensor, scale: Tensor, zeros: Tensor, group_size: int, symmetric: bool, bits: int = BITS
+) -> IntAffineWeight:
     """The weight of natural codes uint8 [N, K], scale [N, G] and zero points int16 [N, G].
 
     Raises:
-        LabelMismatchError: zero points other than 8 in a checkpoint that is called symmetric.
+        LabelMismatchError: zero points other than 2**(bits-1) in a checkpoint that is called symmetric.
         BadValueError: scales that no producer writes.
     """
-    if symmetric and bool((zeros != MIDDLE).any()):
+    middle = 1 << (bits - 1)
+    if symmetric and bool((zeros != middle).any()):
         raise LabelMismatchError(
             "qzeros",
-            f"{int((zeros != MIDDLE).sum())} of {zeros.numel()} zero points are not {MIDDLE}, though the configuration says symmetric",
-            f"every zero point {MIDDLE}, or zero_point: true (sym: false)",
+            f"{int((zeros != middle).sum())} of {zeros.numel()} zero points are not {middle}, though the configuration says symmetric",
+            f"every zero point {middle}, or zero_point: true (sym: false)",
             "correct zero_point or sym in the configuration, or write the checkpoint again",
         )
     all_zero = not bool((scale != 0).any()) and centred_codes_are_zero(codes, zeros, group_size)
     require_scale("scales", scale, signed=True, codes_are_zero=all_zero)
-    return IntAffineWeight.from_codes(codes, BITS, scale, MIDDLE if symmetric else zeros, group_size)
+    return IntAffineWeight.from_codes(codes, bits, scale, middle if symmetric else zeros, group_size)
 
 
 def padded_groups(groups: int, group_size: int) -> int:

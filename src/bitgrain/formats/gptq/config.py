@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitgrain.errors import ConfigError, ConflictingConfigError, LabelMismatchError
-from bitgrain.formats.base import ModuleKind, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.base import KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import ConfigReader
 from bitgrain.formats.dynamic_rules import DynamicRule, find_dynamic_rule
 from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.gptq.schemes import GptqScheme, GptqSettings, gptq_scheme
+from bitgrain.formats.kv_scales import read_static_cache, static_cache_of
 from bitgrain.formats.marlin_tiles import marlin_scheme
 from bitgrain.formats.matching import SegmentRules
 from bitgrain.formats.word_packed import METADATA_KEYS, named_rule, read_code_rules, read_neutral_keys
@@ -66,6 +67,7 @@ class GptqConfig(QuantConfig):
     dynamic: tuple[DynamicRule, ...] = ()
     blocks: tuple[str, ...] = ()
     ignore: SegmentRules = field(default_factory=lambda: SegmentRules(()))
+    cache: KVCacheScheme = field(default_factory=KVCacheScheme)
 
     @classmethod
     def examples(cls) -> tuple[tuple[str, WeightSpec, ActivationSpec], ...]:
@@ -103,6 +105,7 @@ class GptqConfig(QuantConfig):
             dynamic=read_code_rules(settings, _OVERRIDES, ALL_BITS),
             blocks=settings.names("modules_in_block_to_quantize", "inside_layer_modules"),
             ignore=SegmentRules(settings.names("modules_to_not_convert", "ignore")),
+            cache=read_static_cache(settings),
         )
         config._check_packing(settings)
         settings.skip({"backend"})
@@ -146,6 +149,9 @@ class GptqConfig(QuantConfig):
             return False, "modules_in_block_to_quantize does not list it"
         self.matched_rules.add(suffix)
         return True, f"modules_in_block_to_quantize has {suffix!r}"
+
+    def get_kv_cache_scheme(self, module: ModuleView) -> KVCacheScheme:
+        return static_cache_of(self.cache, module)
 
     def rules(self) -> Sequence[str]:
         return (*self.ignore.patterns, *(rule.key for rule in self.dynamic), *self.blocks)

@@ -36,8 +36,10 @@ class IntDotLinear(NativeKernel):
             return Refusal(f"multiplies int8 activations, and the scheme has {act.describe()} ones")
         if act.granularity not in ("token", "tensor"):
             return Refusal(f"quantizes activations per token or tensor, not per {act.granularity}")
-        if act.scale_type != "float" or act.upper_bound is not None or act.top is not None or act.clipped or act.outlier_threshold is not None:
-            return Refusal("computes plain scales only: no other top code, clipping or outliers")
+        if act.scale_type != "float" or act.upper_bound is not None or act.lower_bound is not None or act.clipped or act.outlier_threshold is not None:
+            return Refusal("computes plain scales only: no upper bound, clipping or outliers")
+        if act.reciprocal:
+            return Refusal("divides by the scale, and the scheme multiplies by its reciprocal")
         if spec.row_index:
             return Refusal("takes scales of rows in order")
         if problem.k > MAX_K:
@@ -65,6 +67,7 @@ class IntDotLinear(NativeKernel):
         act, t = prepared.activation, prepared.tensors
         ranges = RANGES[act.granularity] if act.dynamic else STATIC
         y: Tensor = integer_linear(
-            x, t["codes"], t["scale"], t["column_sums"], bias, prepared.shape[0], act.symmetric, ranges, 1.0 if act.scale is None else act.scale, act.zero
+            x, t["codes"], t["scale"], t["column_sums"], bias, prepared.shape[0], act.symmetric, ranges, 1.0 if act.scale is None else act.scale, act.zero,
+            act.top_code,
         )
         return y

@@ -12,15 +12,15 @@ from pathlib import Path
 from bitgrain.errors import RequestError, RunError
 from bitgrain.settings import variable
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 SETS = {"portable": 1, "avx2": 2, "avx512": 4, "avx512bf16": 8, "amx": 16}
 FILE = Path(__file__).with_name("libbitgrain_cpu.so")
 
 POINTER, I32, I64, F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 SIGNATURES = {
     "bg_grouped": [POINTER, I32, I64, I64, POINTER, POINTER, I32, POINTER, I32, POINTER, I32, F32, POINTER, I64, I64, I64, POINTER, POINTER, POINTER, I32, I32],
-    "bg_integer": [POINTER, I32, I64, I64, I32, I32, F32, I32, POINTER, POINTER, POINTER, I64, I64, POINTER, POINTER, I32],
-    "bg_quantize": [POINTER, I64, I64, I64, I32, I32, F32, I32, POINTER, POINTER, POINTER, I32],
+    "bg_integer": [POINTER, I32, I64, I64, I32, I32, F32, I32, F32, POINTER, POINTER, POINTER, I64, I64, POINTER, POINTER, I32],
+    "bg_quantize": [POINTER, I64, I64, I64, I32, I32, F32, I32, F32, POINTER, POINTER, POINTER, I32],
     "bg_choose_set": [ctypes.c_char_p],
 }
 

@@ -19,7 +19,7 @@ _library.define(
 )
 _library.define(
     "integer_linear(Tensor x, Tensor codes, Tensor scale, Tensor column_sums, Tensor? bias, int n, bool symmetric, int ranges, "
-    "float static_scale, int static_zero) -> Tensor"
+    "float static_scale, int static_zero, float top) -> Tensor"
 )
 
 
@@ -65,13 +65,14 @@ def _integer_linear(
     ranges: int,
     static_scale: float,
     static_zero: int,
+    top: float,
 ) -> Tensor:
     x = x.contiguous()
     y = x.new_empty(x.shape[0], n)
     if y.numel() == 0:
         return y
     status = native().bg_integer(
-        x.data_ptr(), DTYPE_IDS[x.dtype], x.shape[0], x.shape[1], int(symmetric), ranges, static_scale, static_zero,
+        x.data_ptr(), DTYPE_IDS[x.dtype], x.shape[0], x.shape[1], int(symmetric), ranges, static_scale, static_zero, top,
         codes.data_ptr(), scale.data_ptr(), column_sums.data_ptr(), codes.shape[1], n, _pointer(bias), y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     check(status, "integer_linear")
@@ -100,7 +101,8 @@ def _grouped_fake(
 
 
 def _integer_fake(
-    x: Tensor, codes: Tensor, scale: Tensor, column_sums: Tensor, bias: Tensor | None, n: int, symmetric: bool, ranges: int, static_scale: float, static_zero: int
+    x: Tensor, codes: Tensor, scale: Tensor, column_sums: Tensor, bias: Tensor | None, n: int, symmetric: bool, ranges: int, static_scale: float, static_zero: int,
+    top: float,
 ) -> Tensor:
     return x.new_empty(x.shape[0], n)
 
