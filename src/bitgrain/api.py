@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bitgrain.checkpoint.files import CheckpointFiles, open_files
-from bitgrain.errors import ConfigError, RequestError
+from bitgrain.errors import RequestError
 from bitgrain.layers.builder import parse_dtype
 from bitgrain.layers.decoding import ModuleReader, matrix_of
 from bitgrain.plan import Plan
@@ -27,7 +27,7 @@ class Checkpoint:
 
     Args:
         plan:         what every module means.
-        architecture: the first entry of `architectures` in config.json, or "".
+        architecture: the first entry of `architectures` in config.json, else what its `model_type` stands for, or "".
     """
 
     files: CheckpointFiles
@@ -69,19 +69,16 @@ def open_checkpoint(
         BitgrainError: everything that is wrong, together.
     """
     files = open_files(path)
-    architecture = _architecture(files)
+    architecture = _architecture(files.config)
     slots = _slots(files, architecture)
     options = ResolveOptions(quantization, trust_tensors, tuple(ignore), dict(rules or {}))
     return Checkpoint(files, resolve(files, slots, options), architecture)
 
 
-def _architecture(files: CheckpointFiles) -> str:
-    names = files.config.get("architectures")
-    if names is None:
-        return ""
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise ConfigError("config.json: architectures", repr(names), "a list of names", "correct config.json")
-    return names[0]
+def _architecture(config: Mapping[str, Any]) -> str:
+    from bitgrain.models.registry import architecture_of
+
+    return architecture_of(config)
 
 
 def _slots(files: CheckpointFiles, architecture: str) -> Any:

@@ -85,14 +85,16 @@ class _Resolution:
         self.problems: list[BitgrainError] = []
         self.local: dict[str, dict[str, TensorHeader]] = {}
         self.cache_scales: dict[str, dict[str, TensorHeader]] = {}
+        self.blamed: set[str] = set()
         kept = {name: header for name, header in files.tensors.items() if name not in ignored}
         self.parts = config.parts(kept, slots.experts if slots else None)
         for name, part in self.parts.items():
-            cache = kv_scale_of(name)
+            cache = None if config.is_own_scale(name) else kv_scale_of(name)
             if cache is not None:
                 self.cache_scales.setdefault(cache[0], {})[name] = part.header
                 continue
-            module, local = config.split_name(name)
+            slot = self.by_name.get(name)
+            module, local = (name, "") if slot is not None and slot.bare else config.split_name(name)
             self.local.setdefault(module, {})[local] = part.header
 
     def modules(self) -> dict[str, ModulePlan]:
@@ -147,7 +149,7 @@ class _Resolution:
         near = nearest_names(slot.name, list(self.local))
         self.problems.append(
             MissingTensorError(
-                f"{slot.name}.weight", f"the checkpoint holds no tensor of this module{_near(near)}",
+                slot.name if slot.bare else f"{slot.name}.weight", f"the checkpoint holds no tensor of this module{_near(near)}",
                 f"the {slot.kind.value} {list(slot.shape)} that the architecture has", "fetch or write the checkpoint again, or correct config.json",
             )
         )  # fmt: skip
@@ -167,8 +169,8 @@ class _Resolution:
         first = next(iter(tensors.values()))
         shape = tuple(slot.shape) if slot else first.shape
         if slot is not None:
-            rules = [TensorRule("weight", FLOAT_CODES, (tuple(slot.shape),))]
-            if self.config.norm_biases:
+            rules = [TensorRule("" if slot.bare else "weight", FLOAT_CODES, (tuple(slot.shape),))]
+            if not slot.bare and self.config.norm_biases:
                 rules.append(TensorRule("bias", FLOAT_CODES, (tuple(slot.shape),), required=False))
             if self._compare(name, tensors, rules):
                 return None
@@ -228,11 +230,17 @@ class _Resolution:
                 self.problems.append(
                     MissingTensorError(f"{module}.{rule.name}", f"absent; the module has {there}", f"{'/'.join(rule.dtypes)} {list(rule.shapes[0])}", "fetch or write the checkpoint again")
                 )
+        wrong = len(self.problems) > before
         for local, header in tensors.items():
-            problem = _mismatch(f"{header.file}: {header.name}", header, declared.get(local), list(declared))
-            if problem is not None:
+            part = self.parts[header.name]
+            where = f"{header.file}: {header.name}" + (f", part of {part.source}" if part.steps else "")
+            problem = _mismatch(where, header, declared.get(local), list(declared))
+            if problem is not None and part.source not in self.blamed:
                 self.problems.append(problem)
-        return len(self.problems) > before
+            if problem is not None:
+                self.blamed.add(part.source)  # a tensor that modules share is wrong once, not once for each
+                wrong = True
+        return wrong
 
 
 def _mismatch(where: str, header: TensorHeader, rule: TensorRule | None, declared: list[str]) -> BitgrainError | None:

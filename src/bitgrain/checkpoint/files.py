@@ -32,6 +32,8 @@ SIDECARS = (
     "quant_model_description.json",
     "quantization_map.json",
 )
+# ... and patterns of further ones, whose names end in what was written.
+SIDECAR_PATTERNS = ("quant_model_description_*.json", "*_qmap.json")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -184,4 +186,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_sidecars(root: Path) -> dict[str, dict[str, Any]]:
-    return {name: _read_json(root / name) for name in SIDECARS if (root / name).is_file()}
+    patterned = sorted(place.name for pattern in SIDECAR_PATTERNS for place in root.glob(pattern))
+    return {name: _read_json(root / name) for name in (*SIDECARS, *patterned) if (root / name).is_file()}

@@ -7,12 +7,15 @@ holds them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import prod
 
-import torch
 from torch import Tensor
 
 from bitgrain.checkpoint.headers import TensorHeader
+from bitgrain.errors import BitgrainError, UnexpectedTensorError, raise_all
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,11 @@ class Pick:
 
     def __call__(self, tensor: Tensor) -> Tensor:
         return tensor.select(self.dim, self.index)
+
+    def shape_of(self, shape: Shape) -> Shape:
+        if not 0 <= self.index < shape[self.dim]:
+            raise IndexError(f"entry {self.index} of dimension {self.dim} of {list(shape)}")
+        return (*shape[: self.dim], *shape[self.dim + 1 :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,11 @@ class Cut:
     def __call__(self, tensor: Tensor) -> Tensor:
         return tensor.movedim(self.dim, 0)[self.start : self.stop : self.step].movedim(0, self.dim)
 
+    def shape_of(self, shape: Shape) -> Shape:
+        if not 0 <= self.start < self.stop <= shape[self.dim]:
+            raise IndexError(f"entries {self.start} to {self.stop} of dimension {self.dim} of {list(shape)}")
+        return (*shape[: self.dim], len(range(self.start, self.stop, self.step)), *shape[self.dim + 1 :])
+
 
 @dataclass(frozen=True, slots=True)
 class Transpose:
@@ -45,6 +58,10 @@ class Transpose:
 
     def __call__(self, tensor: Tensor) -> Tensor:
         return tensor.transpose(-1, -2)
+
+    def shape_of(self, shape: Shape) -> Shape:
+        *outer, rows, columns = shape
+        return (*outer, columns, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +72,9 @@ class Flatten:
 
     def __call__(self, tensor: Tensor) -> Tensor:
         return tensor.flatten(self.start)
+
+    def shape_of(self, shape: Shape) -> Shape:
+        return (*shape[: self.start], prod(shape[self.start :]))
 
 
 Step = Pick | Cut | Transpose | Flatten
@@ -90,20 +110,36 @@ def part_of(header: TensorHeader, name: str, *steps: Step) -> StoredPart:
     """The part of a stored tensor that is called `name`; its shape follows from the steps.
 
     Raises:
-        IndexError, RuntimeError: the steps do not fit the stored shape.
+        IndexError, ValueError: the steps do not fit the stored shape.
     """
-    shaped = torch.empty(header.shape, dtype=torch.uint8, device="meta")
+    shape = header.shape
     for step in steps:
-        shaped = step(shaped)
-    share = header.nbytes * shaped.numel() // max(header.numel, 1)
-    virtual = replace(header, name=name, shape=tuple(shaped.shape), stop=header.start + share)
+        shape = step.shape_of(shape)
+    share = header.nbytes * prod(shape) // max(header.numel, 1)
+    virtual = TensorHeader(name, header.dtype, shape, header.file, header.start, header.start + share)
     return StoredPart(virtual, header.name, steps)
 
 
 def divide(tensors: Mapping[str, TensorHeader], divided: Mapping[str, Iterable[StoredPart]]) -> dict[str, StoredPart]:
-    """Every part of a checkpoint by its name: those of `divided` tensors, and all other tensors whole, in stored order."""
+    """Every part of a checkpoint by its name: those of `divided` tensors, and all other tensors whole, in stored order.
+
+    Raises:
+        UnexpectedTensorError: two stored tensors give a part of the same name; one error for each such pair.
+    """
     parts: dict[str, StoredPart] = {}
+    doubled: dict[tuple[str, str], list[str]] = {}
     for name, header in tensors.items():
         for part in divided.get(name, (whole(header),)):
-            parts[part.header.name] = part
+            own = part.header.name
+            if own in parts:
+                doubled.setdefault((parts[own].source, name), []).append(own)
+            parts[own] = part
+    raise_all("parts of stored tensors", [_doubled(tensors[second], first, names) for (first, second), names in doubled.items()])
     return parts
+
+
+def _doubled(second: TensorHeader, first: str, names: list[str]) -> BitgrainError:
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return UnexpectedTensorError(
+        f"{second.file}: {second.name}", f"holds {shown}, which {first} holds too", "each matrix once", "remove one of the two, or fetch the right checkpoint"
+    )

@@ -180,8 +180,10 @@ class KVCacheScheme:
         element:     "none" or an element type ("fp8_e4m3fn", "int8").
         granularity: "tensor", "head", ...
         symmetric:   no zero points.
-        scales:      (full tensor name, which) of every stored one; which is "k", "v", "q", "kv", "k_zero" or "v_zero".
+        scales:      (full tensor name, which) of every stored one; which is "k", "v", "q", "kv", "k_zero" or "v_zero";
+                     "k_bias" and "v_bias" are subtracted before rounding and added back.
         dynamic:     scales are computed when the cache is written; none are stored.
+        fixed_scale: none are stored because the producer uses this one for keys and values everywhere.
     """
 
     element: str = "none"
@@ -189,10 +191,13 @@ class KVCacheScheme:
     symmetric: bool = True
     scales: tuple[tuple[str, str], ...] = ()
     dynamic: bool = False
+    fixed_scale: float | None = None
 
     def describe(self) -> str:
         if self.element == "none":
             return "16-bit"
+        if self.fixed_scale is not None:
+            return f"{self.element} {self.granularity}, scale fixed at {self.fixed_scale:g}"
         return f"{self.element} {self.granularity}" + ("" if self.scales else ", no stored scales")
 
 
@@ -211,6 +216,7 @@ class QuantConfig(ABC):
     Class attributes:
         name:    the format's canonical name.
         aliases: other names under which users of other engines ask for it.
+        hints:   words of a user that agree with a checkpoint of this format, though they mean something else elsewhere.
         informational: configuration keys that may differ between files without a conflict.
         quantizes_embeddings: the format can hold a quantized token embedding.
         norm_biases: the producer may give norms a bias that the architecture does not have; it is added.
@@ -224,6 +230,7 @@ class QuantConfig(ABC):
 
     name: ClassVar[str]
     aliases: ClassVar[tuple[str, ...]] = ()
+    hints: ClassVar[tuple[str, ...]] = ()
     informational: ClassVar[frozenset[str]] = frozenset()
     quantizes_embeddings: ClassVar[bool] = False
     norm_biases: ClassVar[bool] = False
@@ -247,6 +254,10 @@ class QuantConfig(ABC):
         """(module, local name) of a full tensor name; formats whose local names hold dots override it."""
         module, _, local = name.rpartition(".")
         return module, local
+
+    def is_own_scale(self, name: str) -> bool:
+        """Whether a tensor belongs to its module though its full name is one of those of the KV cache's scales."""
+        return False
 
     def parts(self, tensors: Mapping[str, TensorHeader], experts: ExpertStack | None) -> dict[str, StoredPart]:
         """Every tensor as modules see it, by full name: stacked experts divided, everything else whole.

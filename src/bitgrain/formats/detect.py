@@ -79,9 +79,9 @@ def detect(evidence: Evidence) -> tuple[type[QuantConfig], Detection]:
 
 
 def answers_to(config: type[QuantConfig], asked: str | None) -> bool:
-    """Whether a user's word is the format's name or one of its aliases."""
+    """Whether a user's word is the format's name, or one of its aliases or hints."""
     wanted = (asked or "").lower().replace("_", "-")
-    return wanted in {config.name, *(alias.lower().replace("_", "-") for alias in config.aliases)}
+    return wanted in {config.name, *(word.lower().replace("_", "-") for word in (*config.aliases, *config.hints))}
 
 
 def check_hint(asked: str, config: type[QuantConfig], claim: Detection, is_target: bool) -> None:

@@ -16,6 +16,7 @@ class ModuleSlot:
         shape:   (N, K) of a matrix, (size,) of a vector.
         bias:    "required": the module computes with a bias and the checkpoint must store it; "optional": a stored one is applied.
         tied_to: module whose weight stands in when this one stores none.
+        bare:    a vector whose name is the tensor's own, with no ".weight" behind it.
     """
 
     name: str
@@ -23,6 +24,7 @@ class ModuleSlot:
     shape: tuple[int, ...]
     bias: str = "optional"
     tied_to: str | None = None
+    bare: bool = False
 
 
 @dataclass(frozen=True, slots=True)

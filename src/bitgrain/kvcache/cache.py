@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from bitgrain.errors import RequestError
+from bitgrain.kvcache.choice import make_stores
 from bitgrain.kvcache.spec import KVCacheSpec
-from bitgrain.kvcache.stores import make_stores
 
 
 class SequenceCache:

@@ -7,24 +7,39 @@ from math import isfinite
 
 from bitgrain.errors import RequestError
 
-ELEMENTS = ("none", "fp8_e4m3fn", "fp8_e5m2", "int8")
+# Element type to where its scales may come from.
+ELEMENT_SOURCES = {
+    "none": ("none",),
+    "fp8_e4m3fn": ("checkpoint", "unscaled by choice"),
+    "fp8_e5m2": ("checkpoint", "unscaled by choice"),
+    "int8": ("computed", "checkpoint"),
+    "int4": ("computed", "checkpoint"),
+    "nvfp4": ("computed", "checkpoint"),
+}
+ELEMENTS = tuple(ELEMENT_SOURCES)
 SOURCES = ("none", "checkpoint", "computed", "unscaled by choice")
+INTEGER_BITS = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True, slots=True)
 class KVCacheSpec:
-    """The element type of a cache and where its scales come from; value = (code - zero) * scale.
+    """The element type of a cache and where its scales come from; value = (code - zero) * scale + bias.
 
     Args:
-        element: "none" (the dtype of activations), "fp8_e4m3fn", "fp8_e5m2" or "int8".
-        k_scale: multipliers of keys: one for the module, or one per key/value head; empty unless `source` is "checkpoint".
+        element: "none" (the dtype of activations), "fp8_e4m3fn", "fp8_e5m2", "int8", "int4" or "nvfp4" (E2M1 in blocks of 16).
+        k_scale: multipliers of keys: one for the module, one per key/value head, or one per channel; empty unless `source` is
+                 "checkpoint".  For "nvfp4" the second scale, above those of the blocks.
         v_scale: multipliers of values, likewise.
         source:  "none" (nothing is scaled), "checkpoint" (stored), "computed" (per token and head, when written) or
                  "unscaled by choice" (fp8 of the numbers as they are, because the user asked for it by name).
-        k_zero:  zero points of keys in the signed domain, as many as scales; empty: none.  For "int8" with stored scales only.
+        k_zero:  zero points of keys in the signed domain, as many as scales; empty: none.  For integers with stored scales only.
         v_zero:  of values, likewise.
+        channel: scales and zero points are one per head and column, heads * head_dim of them, head after head.
+        k_bias:  subtracted from keys before they are rounded and added when they are read: one number, one per head, per column
+                 of a head, or per head and column; empty: none.
+        v_bias:  of values, likewise.
     Raises:
-        RequestError: an unknown name, or scales that are absent, superfluous, not finite or not above zero.
+        RequestError: an unknown name, or numbers that are absent, superfluous, not finite or not possible.
     """
 
     element: str = "none"
@@ -33,14 +48,17 @@ class KVCacheSpec:
     source: str = "none"
     k_zero: tuple[float, ...] = ()
     v_zero: tuple[float, ...] = ()
+    channel: bool = False
+    k_bias: tuple[float, ...] = ()
+    v_bias: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.element not in ELEMENTS or self.source not in SOURCES:
+        if self.element not in ELEMENT_SOURCES or self.source not in SOURCES:
             raise RequestError(
                 "KV cache", f"element {self.element!r}, scales {self.source!r}",
                 f"one of {', '.join(ELEMENTS)} and one of {', '.join(SOURCES)}", "correct the specification",
             )  # fmt: skip
-        allowed = {"none": ("none",), "int8": ("computed", "checkpoint")}.get(self.element, ("checkpoint", "unscaled by choice"))
+        allowed = ELEMENT_SOURCES[self.element]
         if self.source not in allowed:
             raise RequestError(
                 "KV cache", f"{self.element} with scales {self.source!r}", f"scales: {' or '.join(allowed)}", "correct the specification"
@@ -48,27 +66,42 @@ class KVCacheSpec:
         for name, scale in (("k_scale", self.k_scale), ("v_scale", self.v_scale)):
             if bool(scale) != (self.source == "checkpoint") or not all(isfinite(s) and s > 0 for s in scale):
                 needed = "finite values above zero" if self.source == "checkpoint" else "none"
-                raise RequestError(f"KV cache: {name}", str(list(scale)), needed, "correct the checkpoint, or choose another cache type")
+                raise _refused(name, scale, needed)
+        self._check_zeros()
+        for name, bias in (("k_bias", self.k_bias), ("v_bias", self.v_bias)):
+            if bias and (self.element == "none" or not all(isfinite(b) for b in bias)):
+                raise _refused(name, bias, "finite values, for a quantized cache")
+
+    def _check_zeros(self) -> None:
+        half = 1 << (INTEGER_BITS.get(self.element, 1) - 1)
         for name, zero, scale in (("k_zero", self.k_zero, self.k_scale), ("v_zero", self.v_zero, self.v_scale)):
-            whole = all(z == int(z) and -128 <= z <= 127 for z in zero if isfinite(z)) and all(isfinite(z) for z in zero)
-            if zero and (self.element != "int8" or len(zero) != len(scale) or not whole):
-                raise RequestError(f"KV cache: {name}", str(list(zero)), "one whole number from -128 to 127 per int8 scale", "correct the checkpoint, or choose another cache type")
+            possible = all(isfinite(z) and -half <= z < half and (self.channel or z == int(z)) for z in zero)
+            if zero and (self.element not in INTEGER_BITS or len(zero) != len(scale) or not possible):
+                kind = "number" if self.channel else "whole number"
+                raise _refused(name, zero, f"one {kind} from {-half} to {half - 1} per integer scale")
 
     @property
     def granularity(self) -> str:
-        """What shares a scale: "none", "tensor", "head" or "token_head"."""
+        """What shares a scale: "none", "tensor", "head", "channel" or "token_head"."""
         if self.source == "computed":
             return "token_head"
         if self.source != "checkpoint":
             return "none"
+        if self.channel:
+            return "channel"
         return "head" if max(len(self.k_scale), len(self.v_scale)) > 1 else "tensor"
 
     def describe(self) -> str:
         """Short text such as "fp8_e4m3fn tensor, scales from the checkpoint"."""
         if self.element == "none":
             return "16-bit"
+        biased = ", with biases" if self.k_bias or self.v_bias else ""
         if self.source == "unscaled by choice":
-            return f"{self.element}, unscaled by choice"
-        return f"{self.element} {self.granularity}, scales " + (
-            "from the checkpoint" if self.source == "checkpoint" else "computed at write"
-        )
+            return f"{self.element}, unscaled by choice{biased}"
+        origin = "from the checkpoint" if self.source == "checkpoint" else "computed at write"
+        return f"{self.element} {self.granularity}, scales {origin}{biased}"
+
+
+def _refused(name: str, values: tuple[float, ...], needed: str) -> RequestError:
+    shown = list(values) if len(values) <= 8 else f"{len(values)} values, from {min(values):g} to {max(values):g}"
+    return RequestError(f"KV cache: {name}", str(shown), needed, "correct the checkpoint, or choose another cache type")

@@ -3,7 +3,9 @@
 16-bit   code = x
 fp8      code = fp8(clamp(x / scale)), rounded to nearest even;   x' = code * scale
 int8     scale = max |x| / 127 over one token and head;           x' = code * scale
-         with stored scales: code = round(clamp(x / scale + zero, -128, 127)); x' = (code - zero) * scale
+int8 and int4 with stored scales: code = round(clamp(x / scale + zero)); x' = (code - zero) * scale
+int4 with computed scales and nvfp4: see packed_stores
+With a bias b, x - b is stored and b is added to what is read.
 """
 
 from __future__ import annotations
@@ -14,10 +16,9 @@ import torch
 from torch import Tensor
 
 from bitgrain.errors import LayoutError, RequestError
-from bitgrain.kvcache.spec import KVCacheSpec
 
 FIRST_CAPACITY = 64  # tokens; buffers double from here
-_FP8 = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+FP8 = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 
 class Store(ABC):
@@ -105,62 +106,62 @@ class PlainStore(Store):
         self._rows.length = min(length, self._rows.length)
 
 
-class ScaledStore(PlainStore):
-    """Codes with one stored scale, or one per head.
+def expanded(values: tuple[float, ...], rows: Tensor, channel: bool = False) -> Tensor:
+    """float32 [1 or heads, 1 or D] that stands for each row of [t, heads, D].
 
     Args:
-        scale: multipliers; empty: numbers are stored as they are.
+        values:  one, one per head, or, where `channel`, one per head and column, head after head.
+    Raises:
+        LayoutError: another number of them.
+    """
+    heads, columns = rows.shape[1], rows.shape[2]
+    needed = (heads * columns,) if channel else (1, heads)
+    if len(values) not in needed:
+        wanted = f"{heads * columns}, one per head and column" if channel else "one, or one per head"
+        raise LayoutError(
+            "KV cache", f"{len(values)} scales for {heads} heads of {columns}", wanted, "correct the checkpoint's cache scales"
+        )
+    flat = torch.tensor(values, dtype=torch.float32, device=rows.device)
+    return flat.view(heads, columns) if channel else flat[:, None]
+
+
+class Float8Store(PlainStore):
+    """Float8 codes with one stored scale, or one per head or channel.
+
+    Args:
+        scale:   multipliers; empty: numbers are stored as they are.
+        channel: see KVCacheSpec.
     """
 
-    def __init__(self, most: int, scale: tuple[float, ...]) -> None:
+    def __init__(self, most: int, element: str, scale: tuple[float, ...], channel: bool = False) -> None:
         super().__init__(most)
-        self._scale = scale
-
-    @staticmethod
-    def _per_head(values: tuple[float, ...], like: Tensor) -> Tensor:
-        """float32 [1 or heads, 1].
-
-        Raises:
-            LayoutError: neither one nor one per head.
-        """
-        if len(values) not in (1, like.shape[1]):
-            raise LayoutError(
-                "KV cache", f"{len(values)} scales for {like.shape[1]} heads", "one, or one per head", "correct the checkpoint's cache scales"
-            )
-        return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
-
-
-class Float8Store(ScaledStore):
-    """Float8 codes."""
-
-    def __init__(self, most: int, element: str, scale: tuple[float, ...]) -> None:
-        super().__init__(most, scale)
-        self._dtype = _FP8[element]
+        self._dtype, self._scale, self._channel = FP8[element], scale, channel
         self._limit = torch.finfo(self._dtype).max
 
     def append(self, rows: Tensor) -> None:
-        scaled = rows.float() / self._per_head(self._scale, rows) if self._scale else rows.float()
+        scaled = rows.float() / expanded(self._scale, rows, self._channel) if self._scale else rows.float()
         super().append(scaled.clamp(-self._limit, self._limit).to(self._dtype))
 
     def read(self, dtype: torch.dtype) -> Tensor:
         codes = self._rows.view()
-        return (codes.float() * self._per_head(self._scale, codes)).to(dtype) if self._scale else codes.to(dtype)
+        return (codes.float() * expanded(self._scale, codes, self._channel)).to(dtype) if self._scale else codes.to(dtype)
 
 
-class StaticInt8Store(ScaledStore):
-    """Int8 codes with stored scales and zero points."""
+class StaticInt8Store(PlainStore):
+    """Int8 codes with stored scales and zero points, each one, one per head, or one per channel."""
 
-    def __init__(self, most: int, scale: tuple[float, ...], zero: tuple[float, ...]) -> None:
-        super().__init__(most, scale)
-        self._zero = zero or (0.0,)
+    def __init__(self, most: int, scale: tuple[float, ...], zero: tuple[float, ...], channel: bool = False) -> None:
+        super().__init__(most)
+        self._scale, self._zero, self._channel = scale, zero or (0.0,) * len(scale), channel
 
     def append(self, rows: Tensor) -> None:
-        moved = rows.float() / self._per_head(self._scale, rows) + self._per_head(self._zero, rows)
+        moved = rows.float() / expanded(self._scale, rows, self._channel) + expanded(self._zero, rows, self._channel)
         super().append(torch.round(moved.clamp(-128, 127)).to(torch.int8))
 
     def read(self, dtype: torch.dtype) -> Tensor:
         codes = self._rows.view()
-        return ((codes.float() - self._per_head(self._zero, codes)) * self._per_head(self._scale, codes)).to(dtype)
+        moved = codes.float() - expanded(self._zero, codes, self._channel)
+        return (moved * expanded(self._scale, codes, self._channel)).to(dtype)
 
 
 class Int8Store(PlainStore):
@@ -189,12 +190,47 @@ class Int8Store(PlainStore):
         self._scales.length = self._rows.length
 
 
-def make_stores(spec: KVCacheSpec, most: int) -> tuple[Store, Store]:
-    """(keys, values) stores of one attention module for sequences of up to `most` tokens."""
-    if spec.element in _FP8:
-        return Float8Store(most, spec.element, spec.k_scale), Float8Store(most, spec.element, spec.v_scale)
-    if spec.element == "int8" and spec.source == "checkpoint":
-        return StaticInt8Store(most, spec.k_scale, spec.k_zero), StaticInt8Store(most, spec.v_scale, spec.v_zero)
-    if spec.element == "int8":
-        return Int8Store(most), Int8Store(most)
-    return PlainStore(most), PlainStore(most)
+class BiasedStore(Store):
+    """Another store of x - bias; the bias is added to what is read, in float32.
+
+    Args:
+        bias: one number, one per head, one per column of a head, or one per head and column; of equal counts the first fits.
+    """
+
+    def __init__(self, inner: Store, bias: tuple[float, ...]) -> None:
+        self._inner, self._bias = inner, bias
+
+    @property
+    def length(self) -> int:
+        return self._inner.length
+
+    @property
+    def nbytes(self) -> int:
+        return self._inner.nbytes
+
+    def _shaped(self, rows: Tensor) -> Tensor:
+        """float32 [1 or heads, 1 or D].
+
+        Raises:
+            LayoutError: no such count.
+        """
+        heads, columns = rows.shape[1], rows.shape[2]
+        shapes = {heads * columns: (heads, columns), columns: (1, columns), heads: (heads, 1), 1: (1, 1)}
+        if len(self._bias) not in shapes:
+            raise LayoutError(
+                "KV cache",
+                f"{len(self._bias)} biases for {heads} heads of {columns}",
+                f"one of {sorted(shapes)}",
+                "correct the checkpoint's cache biases",
+            )
+        return torch.tensor(self._bias, dtype=torch.float32, device=rows.device).view(shapes[len(self._bias)])
+
+    def append(self, rows: Tensor) -> None:
+        self._inner.append(rows.float() - self._shaped(rows))
+
+    def read(self, dtype: torch.dtype) -> Tensor:
+        rows = self._inner.read(torch.float32)
+        return (rows + self._shaped(rows)).to(dtype)
+
+    def truncate(self, length: int) -> None:
+        self._inner.truncate(length)

@@ -158,7 +158,7 @@ class ModelBuilder:
         selection = self._select(label, problem)
         prepared = selection.kernel.prepare(weight, activation)
         moved = None if bias is None else bias.to(self.options.device, self.dtype, copy=True)
-        return Linear(label, selection.kernel, prepared, moved, transforms, low_rank, outputs)
+        return Linear(label, selection.kernel, prepared, moved, transforms, low_rank, outputs, activation.of_output())
 
     def _count_memory(self, nbytes: int) -> None:
         """Note what was decoded, and return free memory before the gaps grow larger than a module."""

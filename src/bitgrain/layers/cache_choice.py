@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from bitgrain.errors import MissingTensorError, RequestError
 from bitgrain.formats.base import KVCacheScheme
-from bitgrain.kvcache.spec import KVCacheSpec
+from bitgrain.kvcache.spec import ELEMENT_SOURCES, KVCacheSpec
 
 # What users type, in the spelling of either engine, to the element type of the cache; "none" is 16-bit.
 CACHE_TYPES = {
@@ -18,6 +18,10 @@ CACHE_TYPES = {
     "fp8_e4m3": "fp8_e4m3fn",
     "fp8_e5m2": "fp8_e5m2",
     "int8": "int8",
+    "int8_per_token_head": "int8",
+    "int4": "int4",
+    "int4_per_token_head": "int4",
+    "nvfp4": "nvfp4",
 }
 
 
@@ -27,7 +31,7 @@ def choose_cache(attention: str, scheme: KVCacheScheme | None, scales: Mapping[s
     "auto" follows the checkpoint: its element type with its stored scales, and 16-bit where it says nothing.
 
     Args:
-        scales: which ("k", "v", "kv", "k_zero", "v_zero", "q") to stored values.
+        scales: which ("k", "v", "kv", "k_zero", "v_zero", "k_bias", "v_bias", "q") to stored values.
         asked:  "auto" or a key of CACHE_TYPES.
     Raises:
         RequestError: the name is unknown, or the type needs scales that the checkpoint does not store.
@@ -39,23 +43,45 @@ def choose_cache(attention: str, scheme: KVCacheScheme | None, scales: Mapping[s
     element = announced if asked == "auto" else CACHE_TYPES[asked]
     if element == "none":
         return KVCacheSpec()
-    k, v = _positive(scales.get("k") or scales.get("kv")), _positive(scales.get("v") or scales.get("kv"))
     # scales without an announced type are those of fp8_e4m3fn: no producer writes others that way
     meant_for = announced if announced != "none" else "fp8_e4m3fn"
-    if k is not None and v is not None and element == meant_for:
-        return KVCacheSpec(element, k, v, "checkpoint", tuple(scales.get("k_zero", ())), tuple(scales.get("v_zero", ())))
-    if asked == "auto" and (element not in CACHE_TYPES.values() or (scheme is not None and scheme.dynamic and element != "int8")):
+    stored = _stored_spec(element, scheme, scales) if element == meant_for else None
+    if stored is not None:
+        return stored
+    if asked == "auto":
+        _refuse_without_scales(attention, element, scheme)
+    # integers and nvfp4 compute their scales when they are written; fp8 asked for by name stores numbers as they are, and the
+    # specification says so
+    computed = "computed" in ELEMENT_SOURCES[element]
+    return KVCacheSpec(element, source="computed" if computed else "unscaled by choice")
+
+
+def _stored_spec(element: str, scheme: KVCacheScheme | None, scales: Mapping[str, tuple[float, ...]]) -> KVCacheSpec | None:
+    """The specification with the checkpoint's scales; None if it stores none for both keys and values, or unset ones."""
+    fixed = (scheme.fixed_scale,) if scheme is not None and scheme.fixed_scale is not None else None
+    k = _positive(scales.get("k") or scales.get("kv") or fixed)
+    v = _positive(scales.get("v") or scales.get("kv") or fixed)
+    if k is None or v is None or element not in ELEMENT_SOURCES:
+        return None
+    return KVCacheSpec(
+        element, k, v, "checkpoint", scales.get("k_zero", ()), scales.get("v_zero", ()),
+        channel=scheme is not None and scheme.granularity == "channel", k_bias=scales.get("k_bias", ()), v_bias=scales.get("v_bias", ()),
+    )  # fmt: skip
+
+
+def _refuse_without_scales(attention: str, element: str, scheme: KVCacheScheme | None) -> None:
+    """Raise unless the announced cache computes its scales when it is written."""
+    dynamic = scheme is not None and scheme.dynamic
+    if element not in ELEMENT_SOURCES or (dynamic and "computed" not in ELEMENT_SOURCES[element]):
         raise RequestError(
-            attention, f"the checkpoint announces a KV cache of {scheme.describe() if scheme else element}", "16-bit, fp8 with stored scales, or int8",
-            "ask for another cache, such as kv_cache='16bit' (--kv-cache-dtype 16bit)",
+            attention, f"the checkpoint announces a KV cache of {scheme.describe() if scheme else element}",
+            "16-bit, fp8 with stored scales, int8, int4 or nvfp4", "ask for another cache, such as kv_cache='16bit' (--kv-cache-dtype 16bit)",
         )  # fmt: skip
-    if asked == "auto" and not (scheme and scheme.dynamic):
+    if not dynamic:
         raise MissingTensorError(
             f"{attention}.k_scale, v_scale", f"absent or not above zero, though the checkpoint announces a {element} cache", "both scales",
             "fetch the checkpoint again, or ask for a 16-bit cache (kv_cache='16bit')",
         )  # fmt: skip
-    # int8 computes its scales when it writes; fp8 asked for by name stores numbers as they are, and the spec says so
-    return KVCacheSpec(element, source="computed" if element == "int8" else "unscaled by choice")
 
 
 def _positive(values: tuple[float, ...] | None) -> tuple[float, ...] | None:

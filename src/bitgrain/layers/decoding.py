@@ -68,14 +68,14 @@ class ModuleReader:
 
     def has_tensor(self, name: str) -> bool:
         """Whether the plan gives some module the tensor of this full name."""
-        row = self.plan.modules.get(name.rpartition(".")[0])
+        row = self.plan.modules.get(name) or self.plan.modules.get(name.rpartition(".")[0])
         return row is not None and name in row.tensors
 
     def vector(self, name: str) -> Tensor:
         """A one-dimensional parameter as stored, by its full tensor name."""
-        module = name.rpartition(".")[0]
+        module = name if name in self.plan.modules else name.rpartition(".")[0]
         row = self.row(module)
-        local = name[len(module) + 1 :] if module else name
+        local = name[len(module) + 1 :] if module else name  # nothing for a bare vector
         stored = self.tensors(row, local)
         if local not in stored:
             raise RequestError(name, f"the module has {', '.join(row.locals)}", "one of these", "correct the name")
@@ -119,9 +119,10 @@ def _located(problem: BitgrainError, row: ModulePlan, files: CheckpointFiles) ->
     if isinstance(problem, ManyProblemsError):
         return ManyProblemsError(row.name, [_located(p, row, files) for p in problem.problems])
     full: Mapping[str, str] = dict(zip(row.locals, row.tensors, strict=True))
-    name = full.get(problem.where, f"{row.name}: {problem.where}")
-    file = files.tensors[name].file if name in files.tensors else ", ".join(row.files)
-    return problem.moved_to(f"{file}: {name}")
+    stored: Mapping[str, str] = dict(zip(row.locals, row.sources or row.tensors, strict=True))
+    name, source = full.get(problem.where, f"{row.name}: {problem.where}"), stored.get(problem.where, "")
+    file = files.tensors[source].file if source in files.tensors else ", ".join(row.files)
+    return problem.moved_to(f"{file}: {name}" + (f", part of {source}" if source not in ("", name) else ""))
 
 
 def matrix_of(reader: ModuleReader, name: str, effective: bool = False) -> Tensor:

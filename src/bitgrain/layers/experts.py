@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from bitgrain.layers.activation import Gate
 from bitgrain.layers.mlp import GatedMLP
 
 if TYPE_CHECKING:
@@ -16,11 +17,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """How many experts there are, how many a token gets, and whether their weights are made to sum to 1."""
+    """How tokens find their experts.
+
+    Args:
+        count:       how many experts there are.
+        per_token:   how many a token gets.
+        normalize:   their weights are made to sum to 1.
+        over_chosen: the softmax is taken over the scores of the chosen experts only, so that they sum to 1 anyway.
+        router:      name of the module that scores the experts.
+    """
 
     count: int
     per_token: int
     normalize: bool
+    over_chosen: bool = False
+    router: str = "gate"
 
 
 class SparseMLP(nn.Module):
@@ -29,11 +40,11 @@ class SparseMLP(nn.Module):
     Experts add up in the order of their index, so that a row's result does not depend on the other rows.
     """
 
-    def __init__(self, builder: ModelBuilder, name: str, activation: str, routing: Routing) -> None:
+    def __init__(self, builder: ModelBuilder, name: str, join: str | Gate, routing: Routing) -> None:
         super().__init__()
         self.routing = routing
-        self.router = builder.linear(f"{name}.gate")
-        self.experts = nn.ModuleList(GatedMLP(builder, f"{name}.experts.{i}", activation) for i in range(routing.count))
+        self.router = builder.linear(f"{name}.{routing.router}")
+        self.experts = nn.ModuleList(GatedMLP(builder, f"{name}.experts.{i}", join) for i in range(routing.count))
 
     def forward(self, x: Tensor) -> Tensor:
         weight, chosen = self.route(x)
@@ -47,6 +58,9 @@ class SparseMLP(nn.Module):
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(weights of x's dtype, int64 expert indices), each [M, per_token]."""
         scores = self.router(x)
+        if self.routing.over_chosen:
+            best, chosen = torch.topk(scores, self.routing.per_token, dim=-1)
+            return torch.softmax(best, dim=-1, dtype=torch.float32).to(scores.dtype), chosen
         probability = torch.softmax(scores, dim=-1, dtype=torch.float32)
         weight, chosen = torch.topk(probability, self.routing.per_token, dim=-1)
         if self.routing.normalize:

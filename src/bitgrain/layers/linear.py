@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from bitgrain.kernels.base import LinearKernel, Prepared
-from bitgrain.weights import LowRank, Transform
+from bitgrain.weights import NO_ACTIVATION, ActivationSpec, LowRank, Transform
 
 
 class Linear(nn.Module):
-    """y[M, N] = o(kernel(t(x)[M, K]) + low_rank(t(x))) + bias, with t the input transforms one after another, and o those of the output.
+    """y[M, N] = q(o(kernel(t(x)[M, K]) + low_rank(t(x))) + bias).
+
+    t are the input transforms one after another, o those of the output, q is the quantization of the output.
 
     Args:
         bias: [N] of the activations' dtype, or None.
@@ -27,10 +29,11 @@ class Linear(nn.Module):
         transforms: tuple[Transform, ...] = (),
         low_rank: LowRank | None = None,
         outputs: tuple[Transform, ...] = (),
+        output: ActivationSpec = NO_ACTIVATION,
     ) -> None:
         super().__init__()
         self.name, self.kernel, self.prepared, self.bias = name, kernel, prepared, bias
-        self.transforms, self.low_rank, self.outputs = transforms, low_rank, outputs
+        self.transforms, self.low_rank, self.outputs, self.output = transforms, low_rank, outputs, output
 
     def forward(self, x: Tensor) -> Tensor:
         for transform in self.transforms:
@@ -40,7 +43,9 @@ class Linear(nn.Module):
             y = (y.float() + self.low_rank.apply(x)).to(y.dtype)
         for transform in self.outputs:
             y = transform.apply(y)
-        return y + self.bias if self.outputs and self.bias is not None else y
+        if self.outputs and self.bias is not None:
+            y = y + self.bias
+        return y if self.output.is_none else self.output.fake_quantize(y).to(y.dtype)
 
     @property
     def nbytes(self) -> int:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bitgrain.errors import raise_all
-from bitgrain.layers.activation import ACTIVATIONS
+from bitgrain.layers.activation import ACTIVATIONS, ClampedGate, Gate, Gated
 from bitgrain.layers.experts import Routing
 from bitgrain.layers.rotary import Rope
 from bitgrain.models.config_keys import ConfigKeys
-from bitgrain.models.rope_config import read_rope
+from bitgrain.models.rope_config import DEFAULT_THETA, read_rope
 from bitgrain.models.windows import read_windows
 
 
@@ -20,10 +20,18 @@ class Traits:
     """What config.json leaves to the architecture.
 
     Args:
-        window:     which layers attend to a sliding window, see bitgrain.models.windows: "none", "every", "chosen" or "switched".
+        window:     which layers attend to a sliding window, see bitgrain.models.windows: "none", "every", "chosen", "switched" or
+                    "alternate".
         qkv_bias:   q, k and v always have a bias.
         experts:    some layers are mixtures of experts.
         head_dim:   default of head_dim; 0: hidden_size / num_attention_heads.
+        defaults:   values of keys that config.json leaves out, where the architecture's differ from those of the others.
+        rope:       the rotary section where config.json has none.
+        rope_theta: where the rotary section has none.
+        expert_size: the key that holds the intermediate size of one expert.
+        router:     name of the module that scores experts, and whether its softmax is over the chosen ones only.
+        clamped_gate: MLPs join gate and up by layers.activation.ClampedGate.
+        wide_norm:  norms multiply in float32, see layers.norm.RMSNorm.
         implements: keys of config_keys.NEUTRAL that the architecture computes with.
     """
 
@@ -31,6 +39,13 @@ class Traits:
     qkv_bias: bool = False
     experts: bool = False
     head_dim: int = 0
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    rope: Mapping[str, Any] = field(default_factory=dict)
+    rope_theta: float = DEFAULT_THETA
+    expert_size: str = "moe_intermediate_size"
+    router: tuple[str, bool] = ("gate", False)
+    clamped_gate: bool = False
+    wide_norm: bool = False
     implements: frozenset[str] = frozenset()
 
 
@@ -47,6 +62,8 @@ class ModelConfig:
         moe_intermediate_size: of one expert; 0 without experts.
         routings:      per layer: how a mixture of experts routes, or None for a dense MLP.
         eos_token_ids: tokens that end a text; empty if the file names none.
+        join:          how an MLP joins gate and up.
+        wide_norm:     norms multiply in float32.
     """
 
     architecture: str
@@ -70,6 +87,8 @@ class ModelConfig:
     moe_intermediate_size: int
     routings: tuple[Routing | None, ...]
     eos_token_ids: tuple[int, ...]
+    join: Gate
+    wide_norm: bool
 
     @property
     def max_context(self) -> int:
@@ -92,12 +111,13 @@ class ModelConfig:
             ConfigError, ConflictingConfigError, ManyProblemsError: every key that is missing, impossible or not implemented.
         """
         architecture, traits = _architecture(config)
-        keys = ConfigKeys(config, where)
+        keys = ConfigKeys(_with_defaults(config, traits), where)
         keys.require_neutral(except_for=traits.implements)
         layers = keys.size("num_hidden_layers")
         heads, kv_heads, head_dim = _heads(keys, traits)
         max_position = keys.size("max_position_embeddings")
         biased = bool(keys.flag("attention_bias"))
+        hidden_act = _activation(keys)
         result = ModelConfig(
             architecture=architecture,
             dtype=_dtype(keys),
@@ -108,30 +128,43 @@ class ModelConfig:
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
-            hidden_act=_activation(keys),
+            hidden_act=hidden_act,
             rms_norm_eps=keys.number("rms_norm_eps", default=1e-6, strict=False),
             max_position_embeddings=max_position,
-            rope=read_rope(keys, head_dim, max_position),
+            rope=read_rope(keys, head_dim, max_position, traits.rope_theta),
             windows=read_windows(keys, traits.window, layers),
             tie_word_embeddings=bool(keys.flag("tie_word_embeddings")),
             qkv_bias=biased or traits.qkv_bias,
             o_bias=biased,
             mlp_bias=bool(keys.flag("mlp_bias")),
-            moe_intermediate_size=keys.size("moe_intermediate_size") if traits.experts else 0,
-            routings=_routings(keys, layers) if traits.experts else (None,) * layers,
+            moe_intermediate_size=keys.size(traits.expert_size) if traits.experts else 0,
+            routings=_routings(keys, layers, traits) if traits.experts else (None,) * layers,
             eos_token_ids=_token_ids(keys, "eos_token_id"),
+            join=_clamped_gate(keys) if traits.clamped_gate else Gated(hidden_act),
+            wide_norm=traits.wide_norm,
         )
         raise_all(where, keys.problems)
         return result
 
 
 def _architecture(config: Mapping[str, Any]) -> tuple[str, Traits]:
-    from bitgrain.models.registry import find_model  # the registry's model files read this module
+    from bitgrain.models.registry import architecture_of, find_model  # the registry's model files read this module
 
-    names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    name = architecture_of(config)
     model = find_model(name)
     return name, Traits() if model is None else model.traits
+
+
+def _with_defaults(config: Mapping[str, Any], traits: Traits) -> Mapping[str, Any]:
+    """The configuration with the architecture's values for keys that are absent or null; a null window is none."""
+    stated = {key: value for key, value in config.items() if value is not None or key == "sliding_window"}
+    if traits.rope and not {"rope_scaling", "rope_parameters"} & stated.keys():
+        stated["rope_parameters"] = traits.rope
+    return {**traits.defaults, **stated}
+
+
+def _clamped_gate(keys: ConfigKeys) -> ClampedGate:
+    return ClampedGate(keys.number("swiglu_alpha", default=1.702), keys.number("swiglu_limit", default=7.0))
 
 
 def _heads(keys: ConfigKeys, traits: Traits) -> tuple[int, int, int]:
@@ -181,9 +214,9 @@ def _token_ids(keys: ConfigKeys, key: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _routings(keys: ConfigKeys, layers: int) -> tuple[Routing | None, ...]:
+def _routings(keys: ConfigKeys, layers: int, traits: Traits) -> tuple[Routing | None, ...]:
     count = keys.size("num_experts", "num_local_experts")
-    per_token = keys.size("num_experts_per_tok")
+    per_token = keys.size("num_experts_per_tok", "experts_per_token")
     if per_token > count:
         keys.problem("num_experts_per_tok", str(per_token), f"at most num_experts ({count})")
     step = keys.size("decoder_sparse_step", default=1)
@@ -191,5 +224,6 @@ def _routings(keys: ConfigKeys, layers: int) -> tuple[Routing | None, ...]:
     if dense is not None and not (isinstance(dense, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in dense)):
         keys.problem("mlp_only_layers", repr(dense), "a list of layer indices")
         dense = None
-    routing = Routing(count, per_token, bool(keys.flag("norm_topk_prob")))
+    router, over_chosen = traits.router
+    routing = Routing(count, per_token, bool(keys.flag("norm_topk_prob")), over_chosen, router)
     return tuple(None if i in (dense or ()) or (i + 1) % step else routing for i in range(layers))

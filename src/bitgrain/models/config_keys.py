@@ -40,6 +40,8 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "scale_depth": (),
     "scale_emb": (1,),
     "shared_expert_intermediate_size": (0,),
+    "swiglu_alpha": (),
+    "swiglu_limit": (),
     "use_alibi": (False,),
     "use_bidirectional_attention": (False,),
     "use_mrope": (False,),

@@ -38,7 +38,8 @@ def layer_name(index: int) -> str:
 def norm(builder: ModelBuilder, name: str) -> RMSNorm:
     """The norm over the hidden size called `name`."""
     size, eps = builder.config.hidden_size, builder.config.rms_norm_eps
-    return RMSNorm(builder.vector(f"{name}.weight", size), eps, builder.optional_vector(f"{name}.bias", size))
+    bias = builder.optional_vector(f"{name}.bias", size)
+    return RMSNorm(builder.vector(f"{name}.weight", size), eps, bias, builder.config.wide_norm)
 
 
 class SlotList:
@@ -61,14 +62,16 @@ class SlotList:
     def layer_norms(self, name: str) -> None:
         self.vectors(self.config.hidden_size, f"{name}.input_layernorm", f"{name}.post_attention_layernorm")
 
-    def attention(self, name: str, qk_norm: bool = False) -> None:
-        """q, k, v and o of an attention module, and its norms."""
+    def attention(self, name: str, qk_norm: bool = False, sinks: bool = False) -> None:
+        """q, k, v and o of an attention module, its norms and its heads' sinks."""
         c = self.config
         for part, heads in (("q", c.num_attention_heads), ("k", c.num_key_value_heads), ("v", c.num_key_value_heads)):
             self._modules.append(self._matrix(f"{name}.{part}_proj", ModuleKind.LINEAR, heads * c.head_dim, c.hidden_size, c.qkv_bias))
         self._modules.append(self._matrix(f"{name}.o_proj", ModuleKind.LINEAR, c.hidden_size, c.num_attention_heads * c.head_dim, c.o_bias))
         if qk_norm:
             self.vectors(c.head_dim, f"{name}.q_norm", f"{name}.k_norm")
+        if sinks:
+            self._modules.append(ModuleSlot(f"{name}.sinks", ModuleKind.VECTOR, (c.num_attention_heads,), bare=True))
         self._groups.append((f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj"))
         self._attention.append(name)
 
@@ -80,8 +83,8 @@ class SlotList:
         self._modules.append(self._matrix(f"{name}.down_proj", kind, hidden, size, biased))
         self._groups.append((gate, up))
 
-    def router(self, name: str, experts: int) -> None:
-        self._modules.append(self._matrix(name, ModuleKind.LINEAR, experts, self.config.hidden_size))
+    def router(self, name: str, experts: int, biased: bool = False) -> None:
+        self._modules.append(self._matrix(name, ModuleKind.LINEAR, experts, self.config.hidden_size, biased))
 
     def experts(self, name: str, stack: ExpertStack) -> None:
         """gate, up and down of each expert under `name`, however they are stored."""

@@ -20,16 +20,18 @@ class PreNormLM(CausalLM):
 
     Attributes:
         qk_norm: each head of q and k goes through a norm of its own.
+        sinks:   each head of attention has a sink.
     """
 
     qk_norm: ClassVar[bool] = False
+    sinks: ClassVar[bool] = False
 
     @classmethod
     def slots(cls, config: ModelConfig) -> ModelSlots:
         slots = SlotList(config)
         for index, name in layers(config):
             slots.layer_norms(name)
-            slots.attention(f"{name}.self_attn", qk_norm=cls.qk_norm)
+            slots.attention(f"{name}.self_attn", qk_norm=cls.qk_norm, sinks=cls.sinks)
             cls.mlp_slots(slots, config, index, f"{name}.mlp")
         return slots.finish()
 
@@ -41,7 +43,7 @@ class PreNormLM(CausalLM):
     def make_layer(self, builder: ModelBuilder, index: int, name: str) -> DecoderLayer:
         c = self.config
         eps = c.rms_norm_eps if self.qk_norm else None
-        shape = AttentionShape(c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.windows[index], eps)
+        shape = AttentionShape(c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.windows[index], eps, self.sinks)
         return DecoderLayer(
             norm(builder, f"{name}.input_layernorm"),
             Attention(builder, f"{name}.self_attn", index, shape),
@@ -51,4 +53,4 @@ class PreNormLM(CausalLM):
 
     def make_mlp(self, builder: ModelBuilder, index: int, name: str) -> nn.Module:
         """The MLP of layer `index`."""
-        return GatedMLP(builder, name, self.config.hidden_act)
+        return GatedMLP(builder, name, self.config.join)

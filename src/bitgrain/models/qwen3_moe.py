@@ -24,11 +24,11 @@ class Qwen3MoeForCausalLM(PreNormLM):
         if routing is None:
             super().mlp_slots(slots, config, index, name)
             return
-        slots.router(f"{name}.gate", routing.count)
+        slots.router(f"{name}.{routing.router}", routing.count)
         slots.experts(f"{name}.experts", ExpertStack(routing.count, config.hidden_size, config.moe_intermediate_size))
 
     def make_mlp(self, builder: ModelBuilder, index: int, name: str) -> nn.Module:
         routing = self.config.routing(index)
         if routing is None:
             return super().make_mlp(builder, index, name)
-        return SparseMLP(builder, name, self.config.hidden_act, routing)
+        return SparseMLP(builder, name, self.config.join, routing)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from bitgrain.errors import UnsupportedArchitectureError
+from bitgrain.errors import ConfigError, UnsupportedArchitectureError
 from bitgrain.registry import Registry
 
 if TYPE_CHECKING:
@@ -15,11 +16,37 @@ ENTRY_POINT_GROUP = "bitgrain.models"
 
 # Architecture name to a class, or to "module:class".
 models: Registry[type[CausalLM] | str] = Registry("architecture", ENTRY_POINT_GROUP)
+models.add("GptOssForCausalLM", "bitgrain.models.gpt_oss:GptOssForCausalLM")
 models.add("LlamaForCausalLM", "bitgrain.models.llama:LlamaForCausalLM")
 models.add("MistralForCausalLM", "bitgrain.models.mistral:MistralForCausalLM")
 models.add("Qwen2ForCausalLM", "bitgrain.models.qwen2:Qwen2ForCausalLM")
 models.add("Qwen3ForCausalLM", "bitgrain.models.qwen3:Qwen3ForCausalLM")
 models.add("Qwen3MoeForCausalLM", "bitgrain.models.qwen3_moe:Qwen3MoeForCausalLM")
+
+# `model_type` to the architecture of its causal language model, for configurations that name no architecture.
+MODEL_TYPES = {
+    "gpt_oss": "GptOssForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The first of `architectures`; where config.json has none, what its `model_type` stands for; "" if nothing says.
+
+    Raises:
+        ConfigError: `architectures` is not a list of names.
+    """
+    names = config.get("architectures")
+    if names is None:
+        kind = config.get("model_type")
+        return MODEL_TYPES.get(kind, "") if isinstance(kind, str) else ""
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise ConfigError("config.json: architectures", repr(names), "a list of names", "correct config.json")
+    return names[0]
 
 
 def find_model(architecture: str) -> type[CausalLM] | None:

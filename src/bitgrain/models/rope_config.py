@@ -27,8 +27,12 @@ _ACCEPTED = {
 _SHARED = words("rope_type type rope_theta partial_rotary_factor")
 
 
-def read_rope(top: ConfigKeys, head_dim: int, max_position: int) -> Rope:
-    """The rotary embedding of a configuration; what is wrong with it is added to `top.problems`."""
+def read_rope(top: ConfigKeys, head_dim: int, max_position: int, default_theta: float = DEFAULT_THETA) -> Rope:
+    """The rotary embedding of a configuration; what is wrong with it is added to `top.problems`.
+
+    Args:
+        default_theta: where no key states theta.
+    """
     section = _merged(top)
     keys = ConfigKeys(section, f"{top.where}: rope_parameters")
     kind = keys.text("rope_type", "type", default="default")
@@ -48,7 +52,7 @@ def read_rope(top: ConfigKeys, head_dim: int, max_position: int) -> Rope:
         "1, or absent",
         "rotating only a part of each head is not implemented for this architecture",
     )
-    theta = keys.number("rope_theta", default=DEFAULT_THETA, minimum=1.0)
+    theta = keys.number("rope_theta", default=default_theta, minimum=1.0)
     rope = _READERS[kind](keys, theta, head_dim, max_position)
     top.problems += keys.problems
     return rope

@@ -16,7 +16,8 @@ def read_windows(keys: ConfigKeys, rule: str, layers: int) -> tuple[int | None, 
         rule: "none":     the architecture has no window;
               "every":    all layers, when `sliding_window` is a number;
               "chosen":   when `use_sliding_window`, the layers that `layer_types` names or else those from `max_window_layers` on;
-              "switched": when `use_sliding_window`, all layers.
+              "switched": when `use_sliding_window`, all layers;
+              "alternate": the layers that `layer_types` names or else every second one, the first among them.
     """
     types = _layer_types(keys, layers)
     keys.read("sliding_window")
@@ -31,6 +32,8 @@ def read_windows(keys: ConfigKeys, rule: str, layers: int) -> tuple[int | None, 
                 "this architecture attends to all tokens; correct `architectures` or remove the key",
             )
         return _agreeing(keys, types, None, layers)
+    if rule == "alternate":
+        return _alternating(keys, types, layers)
     absent = "sliding_window" not in keys.values
     size = None if stated is None and not absent else keys.size("sliding_window", default=DEFAULT_WINDOW)
     if rule == "every":
@@ -60,6 +63,15 @@ def read_windows(keys: ConfigKeys, rule: str, layers: int) -> tuple[int | None, 
             "correct the configuration",
         )
     return tuple(size if kind == "sliding_attention" else None for kind in types)
+
+
+def _alternating(keys: ConfigKeys, types: tuple[str, ...] | None, layers: int) -> tuple[int | None, ...]:
+    if types is None:
+        types = tuple(LAYER_TYPES[1 - i % 2] for i in range(layers))
+    if LAYER_TYPES[1] not in types:
+        return (None,) * layers
+    size = keys.size("sliding_window")
+    return tuple(size if kind == LAYER_TYPES[1] else None for kind in types)
 
 
 def _layer_types(keys: ConfigKeys, layers: int) -> tuple[str, ...] | None:

@@ -2,7 +2,7 @@
 
     e8m0  2^(code - 127), 255 is NaN; no zero                                  MX
     e4m3  the fp8_e4m3fn number of the code; a scale is never negative          NVFP4
-    e5m3  unsigned, bias 15: 2^(e - 15) (1 + m / 8), or 2^-14 m / 8 for e = 0   AMD FP4, NVFP4 with E5M3 scales
+    e5m3  unsigned, bias 15: 2^(e - 15) (1 + m / 8), or 2^-14 m / 8 for e = 0; 255 is NaN   AMD FP4, NVFP4 with E5M3 scales
 Source: formats specification, section 0.2 (part 1) and section 3.2 (part 2).
 """
 
@@ -18,8 +18,10 @@ from bitgrain.numerics.small_floats import E4M3FN, SMALL_FLOATS, decode_e8m0, de
 SCALE_TYPES = ("e8m0", "e4m3", "e5m3")
 
 # The largest power of two that an element type holds.
-LARGEST_EXPONENT = {"fp4_e2m1": 2, "fp6_e2m3": 2, "fp6_e3m2": 4, "fp8_e4m3fn": 8, "fp8_e5m2": 15, "int8": 0}
-EXPONENT_RULES = ("floor", "ceil", "round", "even")
+LARGEST_EXPONENT = {"fp4_e0m3": 0, "fp4_e2m1": 2, "fp6_e2m3": 2, "fp6_e3m2": 4, "fp8_e4m3fn": 8, "fp8_e5m2": 15, "int8": 0}
+EXPONENT_RULES = ("floor", "ceil", "round", "even", "top")
+# Fraction bits below which "round" rounds a block's peak: those of E2M1 for every element but these.
+_ROUND_BITS = {"fp6_e2m3": 3, "fp6_e3m2": 2}
 
 
 @cache
@@ -32,6 +34,7 @@ def _table(kind: str) -> Tensor:
         return decode_table(E4M3FN)
     mantissa, exponent = (code % 8).double() / 8, code // 8
     value = torch.where(exponent > 0, (1 + mantissa) * torch.exp2((exponent - 15).double()), mantissa * 2.0**-14)
+    value[255] = float("nan")
     return value.float()
 
 
@@ -70,10 +73,12 @@ def shared_exponent(peak: Tensor, element: str, rule: str) -> Tensor:
 
     floor  2^(floor(log2 peak) - emax)                                       OCP MX 1.0, AutoRound
     ceil   2^ceil(log2(peak / max))                                          ModelOpt
-    round  as floor, after half a last place of the element's mantissa was added to the peak      compressed-tensors
+    round  as floor, after the peak was rounded up from 1.75 * 2^e on (E2M3: 1.9375, E3M2: 1.875)  compressed-tensors
     even   as floor, after the peak was rounded to the element's mantissa, ties to even           Quark
+    top    2^(ceil(log2 peak) - emax)                                                             Quark
 
-    An all-zero block gets the smallest exponent.
+    "round" uses the threshold of E2M1 for one-byte elements too: 1.75 * 2^8 is the largest E4M3 number.  An all-zero block
+    gets the smallest exponent.
 
     Args:
         peak:    float32, the largest magnitude of each block.
@@ -88,9 +93,11 @@ def shared_exponent(peak: Tensor, element: str, rule: str) -> Tensor:
     else:
         step = 2.0 ** -(mantissa + 1)
         if rule == "round":
-            fraction = fraction + step / 2
+            fraction = fraction + 2.0 ** -(_ROUND_BITS.get(element, 1) + 2)
         elif rule == "even":
             fraction = torch.round(fraction / step) * step
-        power = (exponent - 1 + (fraction >= 1).int() - largest).double()
+        # a power of two is its own ceiling
+        raised = fraction > 0.5 if rule == "top" else fraction >= 1
+        power = (exponent - 1 + raised.int() - largest).double()
     power = torch.where(peak == 0, torch.full_like(power, -127.0), power)
     return torch.exp2(power.clamp(-127, 127)).float()

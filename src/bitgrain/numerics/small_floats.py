@@ -49,6 +49,7 @@ class SmallFloat:
         return self.specials != "none"
 
 
+E0M3 = SmallFloat("fp4_e0m3", 0, 3, 0, "none")  # a sign and quarters up to 1.75: MXINT4
 E2M1 = SmallFloat("fp4_e2m1", 2, 1, 1, "none")
 E2M3 = SmallFloat("fp6_e2m3", 2, 3, 1, "none")
 E3M2 = SmallFloat("fp6_e3m2", 3, 2, 3, "none")
@@ -56,7 +57,7 @@ E4M3FN = SmallFloat("fp8_e4m3fn", 4, 3, 7, "fn", torch.float8_e4m3fn)
 E4M3FNUZ = SmallFloat("fp8_e4m3fnuz", 4, 3, 8, "fnuz", torch.float8_e4m3fnuz)
 E5M2 = SmallFloat("fp8_e5m2", 5, 2, 15, "ieee", torch.float8_e5m2)
 
-SMALL_FLOATS = {f.name: f for f in (E2M1, E2M3, E3M2, E4M3FN, E4M3FNUZ, E5M2)}
+SMALL_FLOATS = {f.name: f for f in (E0M3, E2M1, E2M3, E3M2, E4M3FN, E4M3FNUZ, E5M2)}
 
 
 @cache

@@ -19,7 +19,7 @@ from bitgrain.weights.base import Weight, WeightSpec, check_range, expand_column
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-ELEMENT_BITS = {"fp4_e2m1": 4, "fp6_e2m3": 6, "fp6_e3m2": 6, "fp8_e4m3fn": 8, "fp8_e5m2": 8, "int8": 8}
+ELEMENT_BITS = {"fp4_e0m3": 4, "fp4_e2m1": 4, "fp6_e2m3": 6, "fp6_e3m2": 6, "fp8_e4m3fn": 8, "fp8_e5m2": 8, "int8": 8}
 
 
 def block_float_spec(element: str, block: int, scale_type: str, second: str = "none") -> WeightSpec:
@@ -97,7 +97,7 @@ class BlockFloatWeight(Weight):
         elif self.second.shape[1] > 1:
             second = "group"
         else:
-            second = "channel" if self.second.shape[0] == self.shape[0] else "tensor"
+            second = "channel" if self.second.shape[0] > 1 else "tensor"
         return block_float_spec(self.element, self.block, self.scale_type, second)
 
     def codes(self) -> Tensor:

@@ -189,6 +189,8 @@ class IntAffineWeight(Weight):
         if any(p.row_index is None or isinstance(p.zero, int) != isinstance(first.zero, int) for p in parts):
             raise ShardError("concat of IntAffineWeights", "row indices or zero points in some parts only", "equal kinds", "run the parts side by side")
         zeros = [p._zero_tensor() for p in parts]
+        if len({z.dtype for z in zeros}) > 1:
+            raise ShardError("concat of IntAffineWeights", "different kinds of zero points", "equal ones", "run the parts side by side")
         same = isinstance(first.zero, int) and all(p.zero == first.zero for p in parts)
         starts = [sum(p.scale.shape[0] for p in parts[:i]) for i in range(len(parts))]
         index = [p.row_index + start for p, start in zip(parts, starts, strict=True) if p.row_index is not None]

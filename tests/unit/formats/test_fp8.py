@@ -305,10 +305,11 @@ def test_wrong_upper_bound_is_refused():
 
 
 @pytest.mark.parametrize("name", ["gate_up_proj_scale_inv", "down_proj_scale_inv", "gate_up_proj_scale", "down_proj_activation_scale"])
-def test_fused_experts_are_refused_by_name(name):
+def test_fused_experts_of_an_unknown_architecture_are_refused_by_name(name):
     full = f"model.layers.0.mlp.experts.{name}"
+    tensors = {full: torch.ones(2, 2, 2), "model.layers.0.mlp.experts.gate_up_proj": torch.zeros(2, 2, 2).to(E4M3)}
     with pytest.raises(UnknownFormatError, match=full):
-        parse(BLOCK, {full: torch.ones(2, 2, 2), "model.layers.0.mlp.experts.gate_up_proj": torch.zeros(2, 2, 2).to(E4M3)})
+        parse(BLOCK, tensors).parts({name: header(name, t) for name, t in tensors.items()}, None)
 
 
 def test_detection_by_method_sidecar_and_names():

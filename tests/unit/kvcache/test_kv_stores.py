@@ -5,8 +5,9 @@ import torch
 
 from bitgrain.errors import BitgrainError, LayoutError, RequestError
 from bitgrain.kvcache.cache import SequenceCache
+from bitgrain.kvcache.choice import make_stores
 from bitgrain.kvcache.spec import KVCacheSpec
-from bitgrain.kvcache.stores import FIRST_CAPACITY, make_stores
+from bitgrain.kvcache.stores import FIRST_CAPACITY
 
 E4M3, E5M2 = "fp8_e4m3fn", "fp8_e5m2"
 

@@ -6,8 +6,8 @@ import torch
 from bitgrain.layers.attention import attend, visible
 
 
-def written_out(q, keys, values, window):
-    """softmax(q k^T / sqrt(D)) v in float64, one head and one row at a time."""
+def written_out(q, keys, values, window, sinks=None):
+    """softmax(q k^T / sqrt(D)) v in float64, one head and one row at a time; a sink takes part in the sum below only."""
     count, heads, dim = q.shape
     total, groups, _ = keys.shape
     out = torch.zeros(count, heads, dim, dtype=torch.float64)
@@ -17,7 +17,8 @@ def written_out(q, keys, values, window):
         for head in range(heads):
             group = head // (heads // groups)
             k, v = keys[first : place + 1, group].double(), values[first : place + 1, group].double()
-            out[row, head] = torch.softmax(k @ q[row, head].double() / dim**0.5, 0) @ v
+            weight = torch.exp(k @ q[row, head].double() / dim**0.5)
+            out[row, head] = weight @ v / (weight.sum() + (0 if sinks is None else torch.exp(sinks[head].double())))
     return out
 
 
@@ -35,3 +36,35 @@ def test_attention_is_the_formula(window, count, total, groups):
 def test_visible_tokens_are_the_past_and_the_window():
     assert visible(2, 4, None, torch.device("cpu")).tolist() == [[True, True, True, False], [True, True, True, True]]
     assert visible(2, 4, 2, torch.device("cpu")).tolist() == [[False, True, True, False], [False, False, True, True]]
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 50])
+@pytest.mark.parametrize(("count", "total"), [(1, 1), (1, 9), (9, 9), (4, 9)])
+@pytest.mark.parametrize(("groups", "dim"), [(1, 16), (2, 24), (4, 10)])
+def test_attention_with_sinks_is_the_formula(window, count, total, groups, dim):
+    generator = torch.Generator().manual_seed(total)
+    q, keys, values = (torch.randn(n, h, dim, generator=generator) for n, h in ((count, 4), (total, groups), (total, groups)))
+    sinks = torch.tensor([-2.0, 0.3, 1.5, 6.0])
+    before = [t.clone() for t in (q, keys, values, sinks)]
+    found = attend(q, keys, values, window, sinks)
+    assert found.shape == (count, 4, dim)
+    assert torch.allclose(found.double(), written_out(q, keys, values, window, sinks), atol=2e-6)
+    assert all(torch.equal(a, b) for a, b in zip(before, (q, keys, values, sinks), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dim", [24, 64])
+def test_sinks_are_exact_in_sixteen_bits(dtype, dim):
+    """A sink far from zero must not be rounded by the square root of the head size: the bound is that of the values."""
+    generator = torch.Generator().manual_seed(1)
+    keys, values = torch.zeros(7, 2, dim, dtype=dtype), torch.ones(7, 2, dim, dtype=dtype)
+    q, sinks = torch.randn(1, 4, dim, generator=generator).to(dtype), torch.tensor([9.0, 5.0, 2.0, -7.0]).to(dtype)
+    want = 7 / (7 + torch.exp(sinks.double()))
+    found = attend(q, keys, values, None, sinks).double()
+    assert torch.allclose(found, want[None, :, None].expand_as(found), rtol=0.6 * torch.finfo(dtype).eps)
+
+
+def test_without_sinks_nothing_is_added():
+    q, keys, values = (torch.randn(5, 2, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    far = attend(q, keys, values, None, torch.full((2,), -80.0))
+    assert torch.allclose(far, attend(q, keys, values, None), atol=1e-6)

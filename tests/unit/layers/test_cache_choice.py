@@ -43,8 +43,34 @@ def test_dynamic_int8_is_computed_and_dynamic_fp8_is_refused():
     assert choose_cache("a", KVCacheScheme("int8", dynamic=True), {}, "auto").source == "computed"
     with pytest.raises(RequestError, match="16bit"):
         choose_cache("a", KVCacheScheme("fp8_e4m3fn", dynamic=True), {}, "auto")
-    with pytest.raises(RequestError, match="int4"):
-        choose_cache("a", KVCacheScheme("int4"), SCALES, "auto")
+    with pytest.raises(RequestError, match="int3"):
+        choose_cache("a", KVCacheScheme("int3"), SCALES, "auto")
+
+
+@pytest.mark.parametrize("element", ["int4", "nvfp4"])
+def test_four_bit_caches_use_stored_scales_or_compute_their_own(element):
+    assert choose_cache("a", KVCacheScheme(element), SCALES, "auto") == KVCacheSpec(element, (0.5,), (0.25,), "checkpoint")
+    assert choose_cache("a", KVCacheScheme(element, dynamic=True), {}, "auto").source == "computed"
+    # scales of an fp8 cache are not those of another
+    for scheme in (None, FP8):
+        assert choose_cache("a", scheme, SCALES if scheme else {}, element) == KVCacheSpec(element, source="computed")
+    with pytest.raises(MissingTensorError, match="k_scale, v_scale"):
+        choose_cache("a", KVCacheScheme(element), {}, "auto")
+
+
+def test_channel_scales_biases_and_fixed_scales_reach_the_specification():
+    channel = choose_cache(
+        "a", KVCacheScheme("int8", "channel"), {"k": (0.5,) * 4, "v": (0.25,) * 4, "k_zero": (1.5,) * 4, "v_zero": (0.0,) * 4}, "auto"
+    )
+    assert (channel.channel, channel.granularity, channel.k_zero) == (True, "channel", (1.5,) * 4)
+    biased = choose_cache("a", FP8, {**SCALES, "k_bias": (1.0, 2.0), "v_bias": (3.0,)}, "auto")
+    assert (biased.k_bias, biased.v_bias) == ((1.0, 2.0), (3.0,))
+    assert choose_cache("a", KVCacheScheme("nvfp4", fixed_scale=1.0), {}, "auto") == KVCacheSpec("nvfp4", (1.0,), (1.0,), "checkpoint")
+
+
+@pytest.mark.parametrize(("word", "element"), [("int8_per_token_head", "int8"), ("int4_per_token_head", "int4"), ("nvfp4", "nvfp4")])
+def test_names_of_other_engines_are_accepted(word, element):
+    assert choose_cache("a", None, {}, word).element == element
 
 
 def test_unknown_cache_type_is_refused():

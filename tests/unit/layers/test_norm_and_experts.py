@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bitgrain.layers.activation import ACTIVATIONS
+from bitgrain.layers.activation import ACTIVATIONS, ClampedGate, Gated
 from bitgrain.layers.experts import Routing, SparseMLP
 from bitgrain.layers.norm import RMSNorm
 
@@ -28,6 +28,25 @@ def test_norm_rounds_before_the_weight_is_applied():
 )
 def test_activations_at_one(name, value):
     assert float(ACTIVATIONS[name](torch.tensor(1.0))) == pytest.approx(value, abs=1e-6)
+
+
+def test_wide_norm_rounds_after_the_weight_is_applied():
+    x = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    weight = torch.full((64,), 1.2).bfloat16()
+    wide = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+    assert torch.equal(RMSNorm(weight, 1e-6, wide=True)(x), (wide * weight.float()).bfloat16())
+
+
+def test_gate_multiplies_the_activation_and_up():
+    gate, up = torch.tensor([1.0, -1.0]), torch.tensor([2.0, 3.0])
+    assert torch.allclose(Gated("silu")(gate, up), torch.tensor([2 * 0.7310586, -3 * 0.2689414]))
+
+
+def test_clamped_gate_by_hand():
+    gate, up = torch.tensor([1.0, 9.0, -9.0, 0.5]), torch.tensor([2.0, 9.0, -9.0, -1.0])
+    sigmoid = lambda v: 1 / (1 + torch.exp(torch.tensor(-v)))  # noqa: E731
+    want = [3 * sigmoid(1.702), 8 * 7 * sigmoid(7 * 1.702), -6 * -9 * sigmoid(-9 * 1.702), 0.0]
+    assert torch.allclose(ClampedGate(1.702, 7.0)(gate, up), torch.stack([torch.as_tensor(w) for w in want]))
 
 
 class Doubling(torch.nn.Module):
@@ -72,6 +91,14 @@ def test_normalized_weights_sum_to_one():
     scores = torch.log(torch.tensor([[0.5, 0.1, 0.4]]))
     weight, chosen = mixture(scores, normalize=True).route(torch.ones(1, 4))
     assert torch.allclose(weight, torch.tensor([[5 / 9, 4 / 9]])) and chosen.tolist() == [[0, 2]]
+
+
+def test_softmax_over_the_chosen_scores():
+    scores = torch.log(torch.tensor([[0.5, 0.1, 0.4], [0.1, 0.7, 0.2]])) + 3
+    layer = mixture(scores, normalize=False)
+    layer.routing = Routing(3, 2, normalize=False, over_chosen=True)
+    weight, chosen = layer.route(torch.ones(2, 4))
+    assert torch.allclose(weight, torch.tensor([[5 / 9, 4 / 9], [7 / 9, 2 / 9]])) and chosen.tolist() == [[0, 2], [1, 2]]
 
 
 def test_softmax_of_the_router_is_float32():

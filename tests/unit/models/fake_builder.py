@@ -60,7 +60,8 @@ class FakeBuilder:
         self.taken: list[str] = []
 
     def _take(self, name: str) -> Tensor:
-        self.taken.append(name.rpartition(".")[0])
+        module, _, local = name.rpartition(".")
+        self.taken.append(module if local == "weight" else name)  # a bare vector has a name of its own
         return self.tensors[name].to(self.dtype)
 
     def linear(self, name: str) -> DenseLinear:

@@ -3,9 +3,11 @@
 import pytest
 
 from bitgrain.errors import BitgrainError, ConfigError, ConflictingConfigError, ManyProblemsError
+from bitgrain.layers.activation import ClampedGate, Gated
 from bitgrain.layers.rotary import DynamicRope, LinearRope, Llama3Rope, LongRope, Rope, YarnRope
 from bitgrain.models.config import ModelConfig
-from tests.unit.models.tiny_models import FAMILIES, LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE
+from bitgrain.models.registry import architecture_of
+from tests.unit.models.tiny_models import FAMILIES, GPT_OSS, LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE
 
 
 def parse(config, **changes):
@@ -245,3 +247,69 @@ def test_more_experts_per_token_than_experts_is_refused():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_parses(name):
     assert parse(FAMILIES[name]).num_hidden_layers >= 2
+
+
+# ---- gpt-oss ----
+
+
+def test_gpt_oss_leaves_much_to_its_defaults():
+    left_out = ("rope_theta", "rms_norm_eps", "attention_bias", "swiglu_limit", "sliding_window", "head_dim", "layer_types")
+    config = parse(GPT_OSS, num_hidden_layers=3, **dict.fromkeys(left_out, ...))
+    assert config.windows == (128, None, 128) and config.head_dim == 64 and config.rms_norm_eps == 1e-5
+    assert config.qkv_bias and config.o_bias and config.mlp_bias and config.wide_norm
+    assert config.join == ClampedGate(1.702, 7.0)
+    assert config.rope == YarnRope(150000.0, 64, 32.0, 4096, truncate=False)
+    assert config.moe_intermediate_size == 40
+    assert all(r is not None and r.over_chosen and r.router == "router" and not r.normalize for r in config.routings)
+
+
+def test_gpt_oss_says_what_differs():
+    rope = {"rope_type": "yarn", "factor": 2.0, "truncate": False, "original_max_position_embeddings": 64, "rope_theta": 500.0}
+    config = parse(GPT_OSS, rope_theta=..., rope_scaling=rope, attention_bias=False, swiglu_alpha=1.0, swiglu_limit=3, num_experts_per_tok=..., experts_per_token=3)
+    assert config.rope == YarnRope(500.0, 24, 2.0, 64, truncate=False) and config.max_context == 128
+    assert not config.qkv_bias and config.join == ClampedGate(1.0, 3.0) and config.routings[0].per_token == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"sliding_window": None}, "sliding_window"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types"),
+        ({"swiglu_limit": 0}, "swiglu_limit"),
+        ({"swiglu_alpha": "x"}, "swiglu_alpha"),
+        ({"experts_per_token": 3}, "experts_per_token"),
+        ({"num_local_experts": None}, "num_experts"),
+    ],
+)
+def test_gpt_oss_that_cannot_be_is_refused_by_key(change, key):
+    assert any(key in p.where for p in problems(GPT_OSS, **change))
+
+
+def test_gpt_oss_without_windows_needs_no_size():
+    assert parse(GPT_OSS, layer_types=["full_attention"] * 2, sliding_window=None).windows == (None, None)
+
+
+def test_other_architectures_do_not_clamp():
+    assert parse(LLAMA).join == Gated("silu") and not parse(QWEN3).wide_norm
+    assert "swiglu_limit" in problems(LLAMA, swiglu_limit=7.0)[0].where
+
+
+# ---- which architecture ----
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_model_type_stands_in_for_the_architecture(name):
+    config = FAMILIES[name]
+    assert parse(config, architectures=...) == parse(config, architectures=None) == parse(config)
+
+
+def test_architecture_that_is_named_wins_over_the_model_type():
+    assert parse(LLAMA, model_type="gpt_oss").architecture == "LlamaForCausalLM"
+    assert architecture_of({"architectures": ["Unheard"], "model_type": "llama"}) == "Unheard"
+    assert architecture_of({"model_type": "unheard"}) == architecture_of({}) == architecture_of({"model_type": 3}) == ""
+
+
+@pytest.mark.parametrize("value", ["LlamaForCausalLM", [], [3]])
+def test_architectures_that_is_no_list_of_names_is_refused(value):
+    with pytest.raises(ConfigError, match="architectures"):
+        architecture_of({"architectures": value, "model_type": "llama"})

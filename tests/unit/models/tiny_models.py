@@ -23,7 +23,12 @@ QWEN3_MOE = {
     **BASE, "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "head_dim": 24, "num_experts": 6, "num_experts_per_tok": 2,
     "moe_intermediate_size": 40, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "num_hidden_layers": 3,
 }  # fmt: skip
-FAMILIES = {"llama": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3, "qwen3_moe": QWEN3_MOE}
+GPT_OSS = {
+    **BASE, "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "head_dim": 24, "num_local_experts": 6, "num_experts_per_tok": 2,
+    "intermediate_size": 40, "sliding_window": 5, "attention_bias": True, "layer_types": ["sliding_attention", "full_attention"],
+    "swiglu_limit": 1.5,  # low enough that random values reach it
+}  # fmt: skip
+FAMILIES = {"llama": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3, "qwen3_moe": QWEN3_MOE, "gpt_oss": GPT_OSS}
 
 
 def random_tensors(config: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
@@ -37,7 +42,7 @@ def random_tensors(config: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor
         noise = torch.randn(slot.shape, generator=generator)
         vector = slot.kind is ModuleKind.VECTOR
         # wide enough that attention and routing are far from uniform
-        tensors[f"{slot.name}.weight"] = 1 + 0.2 * noise if vector else noise * (1.5 / slot.shape[-1] ** 0.5)
+        tensors[slot.name if slot.bare else f"{slot.name}.weight"] = 1 + 0.2 * noise if vector else noise * (1.5 / slot.shape[-1] ** 0.5)
         if slot.bias == "required":
             tensors[f"{slot.name}.bias"] = 0.3 * torch.randn(slot.shape[0], generator=generator)
     return tensors

@@ -1,6 +1,6 @@
-"""Quantization arguments of a compressed-tensors configuration: parsing, defaults, presets, activation specifications.
+"""Quantization arguments of a compressed-tensors configuration: parsing, defaults, and what can be true of a tensor.
 
-Source: compressed-tensors 0.17 quantization/quant_args.py and quant_scheme.py (keys, defaults and presets, written anew).
+Source: compressed-tensors 0.17 to 0.20 quantization/quant_args.py and quant_scheme.py (keys and defaults, written anew).
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bitgrain.errors import BitgrainError, ConfigError, UnknownFormatError
+from bitgrain.errors import BitgrainError, ConfigError, raise_all
 from bitgrain.formats.config_reader import ConfigReader
-from bitgrain.weights import NO_ACTIVATION, ActivationSpec
 
 STRATEGIES = ("tensor", "channel", "group", "block", "token", "tensor_group", "attn_head")
 # What `actorder` says about stored tensors: only the first three come with a group index.
 ACTIVATION_ORDERS = {"group": True, "dynamic": True, "true": True, "weight": False, "static": False, "false": False, "none": False}
-_DYNAMIC = "true or false; partly dynamic quantization belongs to fp4, which is not supported by this version"
-LATER = "this format is not supported by this version; use a checkpoint with int or fp8 weights, or a later release"
+# (all parameters, block scales only) are computed from each input.
+DYNAMIC = {"true": (True, False), "false": (False, False), "local": (True, True)}
+# The type of stored or computed scales: powers of two, small floats, or ordinary floats.
+_SCALE_TYPES = {"uint8": "e8m0", "float8_e8m0fnu": "e8m0", "float8_e4m3fn": "e4m3", "float32": "float", "bfloat16": "bfloat16", "float16": "float16"}
+SCALE_TYPES = {"": "", **_SCALE_TYPES, **{f"torch.{name}": kind for name, kind in _SCALE_TYPES.items()}}
+CORRECT = "correct the configuration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +28,13 @@ class QuantizationArgs:
     """How one tensor is quantized.
 
     Args:
-        type:      "int" or "float".
-        strategy:  one of STRATEGIES, inferred from group_size where the configuration leaves it out.
-        block:     (rows, columns) for "block".
-        dynamic:   parameters are computed from each input.
-        act_order: columns look their group up in a stored index.
+        type:       "int" or "float".
+        strategy:   one of STRATEGIES, inferred from group_size where the configuration leaves it out.
+        block:      (rows, columns) for "block".
+        dynamic:    parameters are computed from each input.
+        act_order:  columns look their group up in a stored index.
+        local:      of dynamic parameters only the block scales are; the second scale is stored.
+        scale_type: "e8m0", "e4m3", "e5m3", "float", "bfloat16", "float16", or "" where the configuration leaves it to the format.
     """
 
     num_bits: int = 8
@@ -40,6 +45,26 @@ class QuantizationArgs:
     block: tuple[int, int] | None = None
     dynamic: bool = False
     act_order: bool = False
+    local: bool = False
+    scale_type: str = ""
+
+    @property
+    def grouped(self) -> bool:
+        return self.strategy in ("group", "tensor_group")
+
+    @property
+    def second_scaled(self) -> bool:
+        """A second scale for the whole matrix stands above the block scales."""
+        return self.strategy == "tensor_group" and self.scale_type == "e4m3"
+
+    @property
+    def block_scaled(self) -> bool:
+        """Scales take one byte each, as the MX formats and NVFP4 have them."""
+        return self.type == "float" and self.scale_type in ("e8m0", "e4m3", "e5m3")
+
+    def describe(self) -> str:
+        group = f" of {self.group_size}" if self.group_size else ""
+        return f"{self.num_bits}-bit {self.type}s, strategy {self.strategy!r}{group}, scales {self.scale_type or 'of no stated type'}"
 
 
 def parse_arguments(where: str, data: Any) -> QuantizationArgs:
@@ -49,116 +74,68 @@ def parse_arguments(where: str, data: Any) -> QuantizationArgs:
         where: the object's place, e.g. "quantization_config.config_groups.group_0.weights".
     Raises:
         ConfigError: unknown keys, impossible values; all of them at once.
-        UnknownFormatError: element types that this version does not read (fp4, mx).
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(where, repr(data), "an object of quantization arguments, or null", "correct the configuration")
+        raise ConfigError(where, repr(data), "an object of quantization arguments, or null", CORRECT)
     reader = ConfigReader(data, where)
-    reader.skip(("scale_dtype", "zp_dtype", "observer", "observer_kwargs"))
-    bits = reader.integer("num_bits", allowed=range(1, 9), default=8)
-    kind = reader.choice("type", {"int": "int", "float": "float"}, "int")
-    _refuse_small_floats(where, data, kind, bits)
+    reader.skip(("zp_dtype", "observer", "observer_kwargs"))
     group = reader.integer("group_size", allowed=range(-1, (1 << 30) + 1), default=0)
     inferred = "group" if group > 0 else "channel" if group == -1 else "tensor"
+    dynamic, local = reader.choice("dynamic", DYNAMIC, "false")
     args = QuantizationArgs(
-        bits,
-        kind,
+        reader.integer("num_bits", allowed=range(1, 9), default=8),
+        reader.choice("type", {"int": "int", "float": "float"}, "int"),
         reader.flag("symmetric") is not False,
         reader.choice("strategy", {s: s for s in STRATEGIES}, inferred),
         max(group, 0),
         reader.block("block_structure"),
-        reader.flag("dynamic", needed=_DYNAMIC) is True,
+        dynamic,
         reader.choice("actorder", ACTIVATION_ORDERS, "none"),
+        local,
+        reader.choice("scale_dtype", SCALE_TYPES, ""),
     )
     reader.problems += _impossible(where, args)
     reader.finish()
     return args
 
 
-def _refuse_small_floats(where: str, data: Mapping[str, Any], kind: str, bits: int) -> None:
-    """Raise for element types that other releases bring: fp4 and fp6, and power-of-two block scales."""
-    scale = str(data.get("scale_dtype") or "").removeprefix("torch.")
-    if kind == "float" and (bits != 8 or scale in ("uint8", "float8_e8m0fnu") or str(data.get("strategy")).lower() == "tensor_group"):
-        family = "nvfp4" if str(data.get("strategy")).lower() == "tensor_group" else f"mxfp{bits}"
-        raise UnknownFormatError(
-            f"{where}.num_bits" if bits != 8 else where,
-            f"{bits}-bit floats, strategy {data.get('strategy')!r}, scale_dtype {data.get('scale_dtype')!r}: {family}",
-            "8-bit floats with float scales, or integers",
-            LATER,
-        )
-
-
 def _impossible(where: str, args: QuantizationArgs) -> list[BitgrainError]:
     """Combinations that no producer writes or that have no meaning."""
+    small = args.type == "float" and args.num_bits == 4
     rules = (
-        (args.strategy == "group" and args.group_size <= 0, "group_size", "a group_size above zero for strategy 'group'"),
-        (args.strategy != "group" and args.group_size > 0, "group_size", f"null or -1 for strategy {args.strategy!r}"),
+        (args.grouped and args.group_size <= 0, "group_size", f"a group_size above zero for strategy {args.strategy!r}"),
+        (not args.grouped and args.group_size > 0, "group_size", f"null or -1 for strategy {args.strategy!r}"),
         (args.strategy == "block" and args.block is None, "block_structure", "[rows, columns] for strategy 'block'"),
         (args.strategy != "block" and args.block is not None, "block_structure", f"null for strategy {args.strategy!r}"),
         (args.strategy == "token" and not args.dynamic, "strategy", "dynamic: true for strategy 'token'"),
         (args.act_order and args.strategy != "group", "actorder", "strategy 'group' for an activation order of groups"),
         (args.type == "float" and not args.symmetric, "symmetric", "true for type 'float'"),
+        (args.type == "float" and args.num_bits not in (4, 6, 8), "num_bits", "4, 6 or 8 for type 'float'"),
+        (args.strategy == "tensor_group" and not small, "strategy", "floats of 4 bits for strategy 'tensor_group'"),
+        (args.local and args.strategy != "tensor_group", "dynamic", "true or false; 'local' belongs to strategy 'tensor_group'"),
     )
     found = (
-        f"strategy {args.strategy!r}, group_size {args.group_size}, block {args.block}, dynamic {args.dynamic}, symmetric {args.symmetric}"
+        f"{args.describe()}, block {args.block}, dynamic {'local' if args.local else args.dynamic}, symmetric {args.symmetric}"
     )
-    return [ConfigError(f"{where}.{key}", found, needed, "correct the configuration") for wrong, key, needed in rules if wrong]
+    return [ConfigError(f"{where}.{key}", found, needed, CORRECT) for wrong, key, needed in rules if wrong]
 
 
 def check_weight_arguments(where: str, args: QuantizationArgs) -> None:
-    """Raise ConfigError unless a stored weight can be quantized so."""
-    if args.dynamic or args.strategy not in ("tensor", "channel", "group", "block"):
-        raise ConfigError(
-            where,
-            f"strategy {args.strategy!r}, dynamic {args.dynamic}",
-            "static tensor, channel, group or block quantization of a weight",
-            "correct the configuration",
-        )
+    """Raise ConfigError unless a stored weight can be quantized so.
 
-
-def activation_spec(where: str, args: QuantizationArgs | None) -> ActivationSpec:
-    """The input quantization that the arguments mean; static values are read later.
-
-    Raises:
-        ConfigError: a combination for which no activation quantization is defined.
+    Args:
+        args: with the type of the scales, as storage.completed gives it.
     """
-    if args is None:
-        return NO_ACTIVATION
-    granularity = {"tensor": "tensor", "token": "token", "group": "group"}.get(args.strategy)
-    if granularity is None or args.act_order or (args.type == "int" and args.num_bits not in (4, 8)):
+    if args.dynamic or args.strategy not in ("tensor", "channel", "group", "block", "tensor_group"):
         raise ConfigError(
-            where,
-            f"{args.type}{args.num_bits} with strategy {args.strategy!r}",
-            "int8, int4 or fp8 per tensor, token or group",
-            "this activation quantization is not supported by this version",
+            where, f"strategy {args.strategy!r}, dynamic {args.dynamic}", "static tensor, channel, group or block quantization of a weight", CORRECT
         )
-    if not args.dynamic and granularity != "tensor":
-        raise ConfigError(
-            where, f"static values with strategy {args.strategy!r}", "strategy 'tensor' for static values", "correct the configuration"
-        )
-    element = "fp8_e4m3fn" if args.type == "float" else f"int{args.num_bits}"
-    return ActivationSpec(element, granularity, args.group_size, args.symmetric, args.dynamic)
-
-
-def _args(bits: int, kind: str, strategy: str, group: int = 0, symmetric: bool = True, dynamic: bool = False) -> QuantizationArgs:
-    return QuantizationArgs(bits, kind, symmetric, strategy, group, (128, 128) if strategy == "block" else None, dynamic)
-
-
-_INT8_TOKEN = _args(8, "int", "token", dynamic=True)
-_FP8_TOKEN = _args(8, "float", "token", dynamic=True)
-
-# Preset name to (weights, input_activations).
-PRESETS: dict[str, tuple[QuantizationArgs | None, QuantizationArgs | None]] = {
-    "UNQUANTIZED": (None, None),
-    "W8A16": (_args(8, "int", "group", 128), None),
-    "W4A16": (_args(4, "int", "group", 128), None),
-    "W4A16_ASYM": (_args(4, "int", "group", 128, symmetric=False), None),
-    "W8A8": (_args(8, "int", "channel"), _INT8_TOKEN),
-    "INT8": (_args(8, "int", "channel"), _INT8_TOKEN),
-    "W4A8": (_args(4, "int", "group", 128), _INT8_TOKEN),
-    "W4AFP8": (_args(4, "int", "group", 128), _FP8_TOKEN),
-    "FP8": (_args(8, "float", "tensor"), _args(8, "float", "tensor")),
-    "FP8_DYNAMIC": (_args(8, "float", "channel"), _FP8_TOKEN),
-    "FP8_BLOCK": (_args(8, "float", "block"), _args(8, "float", "group", 128, dynamic=True)),
-}
-LATER_PRESETS = ("NVFP4", "NVFP4A16", "MXFP4", "MXFP4A16", "MXFP6", "MXFP6A16", "MXFP8", "MXFP8A16")
+    if args.type != "float":
+        return
+    rules = (
+        (args.num_bits < 8 and not (args.grouped and args.block_scaled), "num_bits", "groups and scales of one byte for floats of 4 and 6 bits"),
+        (args.num_bits > 4 and args.scale_type == "e4m3", "scale_dtype", "uint8 for block scales of floats of 6 and 8 bits"),
+        (args.strategy == "tensor_group" and args.scale_type not in ("e4m3", "e5m3"), "scale_dtype", "float8_e4m3fn for strategy 'tensor_group'"),
+        (args.block_scaled and not args.grouped, "scale_dtype", "strategy 'group' for scales of one byte"),
+    )
+    raise_all(where, [ConfigError(f"{where}.{key}", args.describe(), needed, CORRECT) for wrong, key, needed in rules if wrong])

@@ -10,47 +10,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bitgrain.checkpoint.headers import FLOAT_CODES
-from bitgrain.errors import (
-    BitgrainError,
-    ConfigError,
-    ConflictingConfigError,
-    LabelMismatchError,
-    MissingTensorError,
-    RuleMismatchError,
-)
-from bitgrain.formats.base import MATRIX_KINDS, KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
-from bitgrain.formats.compressed_tensors.arguments import PRESETS, QuantizationArgs, activation_spec, parse_arguments
-from bitgrain.formats.compressed_tensors.geometry import matrix_shape, packing_of
-from bitgrain.formats.compressed_tensors.groups import PLAIN_FORMATS, Group, parse_format, parse_groups
-from bitgrain.formats.compressed_tensors.schemes import IntScheme
+from bitgrain.errors import ConfigError, ConflictingConfigError, MissingTensorError, RuleMismatchError
+from bitgrain.formats.base import MATRIX_KINDS, Choice, KVCacheScheme, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.compressed_tensors.arguments import QuantizationArgs, parse_arguments
+from bitgrain.formats.compressed_tensors.choice import example_schemes, scheme_of
+from bitgrain.formats.compressed_tensors.groups import Group, parse_groups
+from bitgrain.formats.compressed_tensors.names import QUANTIZED_NAMES, WHERE
+from bitgrain.formats.compressed_tensors.refusals import status_problems, transform_problems
+from bitgrain.formats.compressed_tensors.schemes import SparseScheme, without_zeros_left_out
+from bitgrain.formats.compressed_tensors.sparsity import STRUCTURED, parse_sparsity, stored_shapes
+from bitgrain.formats.compressed_tensors.storage import parse_format
 from bitgrain.formats.compressed_tensors.targets import TargetRules, specificity
 from bitgrain.formats.config_reader import AUTO_ROUND_KEYS, ConfigReader, words
 from bitgrain.formats.evidence import Detection, Evidence
-from bitgrain.formats.examples import SHAPE, examples_of
-from bitgrain.formats.fp8.schemes import Float8Scheme
+from bitgrain.formats.examples import examples_of
 from bitgrain.formats.kv_scales import kv_scales_in
-from bitgrain.formats.stored_scales import cell_of
-from bitgrain.weights import NO_ACTIVATION, ActivationSpec, WeightSpec
+from bitgrain.weights import ActivationSpec, WeightSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-WHERE = "quantization_config"
 METHOD = "compressed-tensors"
 KEYS = words(
     "quant_method config_groups format ignore kv_cache_scheme quantization_status sparsity_config transform_config version"
     " global_compression_ratio run_compressed"
 )
-STATUSES = ("initialized", "calibration", "frozen", "compressed", "decompressed")
-# Local names that only a quantized module has.
-QUANTIZED_NAMES = words(
-    "weight_packed weight_scale weight_zero_point weight_g_idx weight_shape weight_global_scale input_scale input_zero_point"
-    " input_global_scale"
-)
+_PRUNED_EXPERTS = "layers with different numbers of experts are not supported by this version"
 QUANTIZED_WEIGHTS = ("I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ")
-# Transforms at these places are already part of the stored weights.
-OFFLINE_LOCATIONS = ("weight_input", "weight_output")
 
 
 @dataclass(slots=True)
@@ -59,10 +45,11 @@ class CompressedTensorsConfig(QuantConfig):
 
     Args:
         groups:  in the configuration's order.
-        format:  the global storage format, "" if there is none.
         version: (major, minor) of the library that wrote the file; None if it does not say.
         ignore:  rules that leave modules dense.
         cache:   arguments of the KV cache, None if the configuration does not speak of it.
+        sparse:  the sparse storage of weights, one of storage.SPARSE_FORMATS; "" if there is none.
+        shapes:  (N, K) of modules whose sparse weight leaves K open.
     """
 
     name: ClassVar[str] = METHOD
@@ -71,10 +58,11 @@ class CompressedTensorsConfig(QuantConfig):
     quantizes_embeddings: ClassVar[bool] = True
 
     groups: tuple[Group, ...]
-    format: str
     version: tuple[int, int] | None
     ignore: TargetRules
     cache: QuantizationArgs | None
+    sparse: str = ""
+    shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     targets: TargetRules = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,9 +70,7 @@ class CompressedTensorsConfig(QuantConfig):
 
     @classmethod
     def examples(cls) -> tuple[tuple[str, WeightSpec, ActivationSpec], ...]:
-        per_row, static = QuantizationArgs(strategy="channel"), QuantizationArgs(symmetric=False)
-        pairs = [(per_row, None), (per_row, static), *(pair for name, pair in PRESETS.items() if name not in ("INT8", "W8A16"))]
-        return examples_of(*(_example(weights, inputs) for weights, inputs in pairs if weights is not None))
+        return examples_of(*example_schemes())
 
     @classmethod
     def detect(cls, evidence: Evidence) -> Detection | None:
@@ -96,6 +82,8 @@ class CompressedTensorsConfig(QuantConfig):
         nested = section.get("quantization_config")
         if "config_groups" in section or (isinstance(nested, Mapping) and "config_groups" in nested):
             return Detection(90, ("the quantization section has config_groups and no quant_method",))
+        if "sparsity_config" in section:
+            return Detection(90, ("the quantization section has sparsity_config and no quant_method",))
         if evidence.quantization is None and {"weight_packed", "weight_scale", "weight_shape"} <= evidence.suffixes.keys():
             return Detection(50, (f"{evidence.suffixes['weight_packed']} with weight_scale and weight_shape beside it",))
         return None
@@ -108,28 +96,28 @@ class CompressedTensorsConfig(QuantConfig):
             settings |= nested
         reader = ConfigReader(settings, WHERE)
         reader.skip(KEYS | AUTO_ROUND_KEYS)
-        reader.problems += _unsupported(settings) + _status_problems(settings, evidence)
-        groups = reader.collect(lambda: parse_groups(f"{WHERE}.config_groups", settings.get("config_groups")))
-        storage = reader.collect(lambda: parse_format(f"{WHERE}.format", settings.get("format")))
+        reader.need("moe_sparsity_config", lambda v: not v, "null: experts in the number that config.json gives every layer", _PRUNED_EXPERTS)
+        reader.problems += transform_problems(settings) + status_problems(settings, evidence)
+        sparse = reader.collect(lambda: parse_sparsity(settings.get("sparsity_config"))) or ""
+        storage = reader.collect(lambda: parse_format(f"{WHERE}.format", settings.get("format"))) or ""
+        written = settings.get("config_groups")
+        if written is None and sparse:
+            written = {}  # sparse only: nothing is quantized
+        groups = reader.collect(lambda: parse_groups(f"{WHERE}.config_groups", written, storage)) or ()
         ignore = reader.names("ignore")
         scheme = settings.get("kv_cache_scheme")
         cache = reader.collect(lambda: None if scheme is None else parse_arguments(f"{WHERE}.kv_cache_scheme", scheme))
-        cache = cache or next((g.cache for g in groups or () if g.cache is not None), None)
+        cache = cache or next((g.cache for g in groups if g.cache is not None), None)
         reader.collect(lambda: _cache_element(cache))
         reader.finish()
-        return cls(
-            groups or (),
-            storage or "",
-            _version(settings.get("version")),
-            TargetRules(ignore, f"{WHERE}.ignore"),
-            cache,
-        )
+        shapes = stored_shapes(evidence) if sparse else {}
+        return cls(groups, _version(settings.get("version")), TargetRules(ignore, f"{WHERE}.ignore"), cache, sparse, shapes)
 
     def rules(self) -> Sequence[str]:
         return (*self.ignore.rules, *self.targets.rules)
 
     def is_quantized(self, module: ModuleView) -> bool:
-        weight = module.tensors.get("weight")
+        weight = module.tensors.get("weight") or module.tensors.get("compressed")
         return (weight is not None and weight.dtype in QUANTIZED_WEIGHTS) or not QUANTIZED_NAMES.isdisjoint(module.tensors)
 
     def rule_for(self, module: ModuleView) -> tuple[bool, str]:
@@ -182,6 +170,15 @@ class CompressedTensorsConfig(QuantConfig):
             )
         return first
 
+    def decide(self, module: ModuleView) -> Choice:
+        """See QuantConfig; a weight that is stored sparse means what it would mean whole."""
+        if not self.sparse or {"compressed", "bitmask"}.isdisjoint(module.tensors):
+            return QuantConfig.decide(self, module)
+        choice = QuantConfig.decide(self, without_zeros_left_out(module, self.shapes.get(module.name)))
+        inner = choice.scheme
+        scheme = SparseScheme(inner.shape, inner.activation, inner, self.sparse == STRUCTURED)
+        return Choice(scheme, f"{choice.why}; its weight is stored as {self.sparse}")
+
     def quantized_scheme(self, module: ModuleView) -> Scheme:
         found = self._group_of(module)
         if found is None or found[0].weights is None:
@@ -191,43 +188,7 @@ class CompressedTensorsConfig(QuantConfig):
                 "a group with weights whose targets name it",
                 f"correct {WHERE}.config_groups",
             )
-        group, args = found[0], found[0].weights
-        packed = self._is_packed(module, group)
-        shape = matrix_shape(module, args, packed, self.version)
-        activation = NO_ACTIVATION if module.kind is ModuleKind.EMBEDDING else group.activation
-        cell = cell_of(args.strategy, shape, args.group_size, args.block)
-        if args.type == "float":
-            return Float8Scheme(shape, activation, "F8_E4M3", cell, zero_points=True)
-        scale = module.tensors.get("weight_scale")
-        zero = module.tensors.get("weight_zero_point")
-        return IntScheme(
-            shape,
-            activation,
-            args.num_bits,
-            cell,
-            args.symmetric,
-            packing_of(module, args.num_bits, shape, self.version) if packed else "plain",
-            packed and args.strategy in ("group", "channel") and (zero is None or zero.dtype == "I32"),
-            scale.dtype if scale is not None and scale.dtype in FLOAT_CODES else "BF16",
-            args.act_order,
-            "weight_g_idx" in module.tensors,
-            # the library derives scales from absolute maxima and, early releases apart, states its version; AutoRound, stating
-            # none, gives the value of largest magnitude the lowest code, so that symmetric scales carry a sign
-            args.symmetric and args.strategy in ("channel", "group") and not args.act_order and self.version is None,
-        )
-
-    def _is_packed(self, module: ModuleView, group: Group) -> bool:
-        storage = group.format or self.format
-        if storage == "dense":
-            raise LabelMismatchError(
-                module.name,
-                f"quantized tensors: {', '.join(sorted(module.tensors))}",
-                f"a float weight, because the format of {group.name} is 'dense'",
-                "correct `format`",
-            )
-        if storage in PLAIN_FORMATS or group.weights is None or group.weights.type == "float":
-            return False
-        return storage == "pack-quantized" or "weight_packed" in module.tensors
+        return scheme_of(module, found[0], found[0].weights, self.version)
 
     def get_kv_cache_scheme(self, module: ModuleView) -> KVCacheScheme:
         """See QuantConfig; a static scheme whose scales are absent is an error, unless the module is ignored."""
@@ -253,14 +214,6 @@ class CompressedTensorsConfig(QuantConfig):
         return KVCacheScheme(element, granularity, args.symmetric, scales, bool(args.dynamic))
 
 
-def _example(weights: QuantizationArgs, inputs: QuantizationArgs | None) -> Scheme:
-    """The scheme that arguments give a module of the shape of examples."""
-    activation, cell = activation_spec("example", inputs), cell_of(weights.strategy, SHAPE, weights.group_size, weights.block)
-    if weights.type == "float":
-        return Float8Scheme(SHAPE, activation, "F8_E4M3", cell)
-    return IntScheme(SHAPE, activation, weights.num_bits, cell, weights.symmetric)
-
-
 def _cache_element(args: QuantizationArgs | None) -> tuple[str, str]:
     """(element type, granularity) of the KV cache.
 
@@ -270,7 +223,7 @@ def _cache_element(args: QuantizationArgs | None) -> tuple[str, str]:
     if args is None:
         return "none", "tensor"
     granularity = {"tensor": "tensor", "attn_head": "head", "token": "token"}.get(args.strategy)
-    if granularity is None or (args.type == "int" and args.num_bits not in (4, 8)):
+    if granularity is None or args.num_bits not in ((4, 8) if args.type == "int" else (8,)):
         raise ConfigError(
             f"{WHERE}.kv_cache_scheme",
             f"{args.type}{args.num_bits} with strategy {args.strategy!r}",
@@ -283,75 +236,3 @@ def _cache_element(args: QuantizationArgs | None) -> tuple[str, str]:
 def _version(value: Any) -> tuple[int, int] | None:
     found = re.match(r"(\d+)\.(\d+)", str(value or ""))
     return (int(found[1]), int(found[2])) if found else None
-
-
-def _unsupported(settings: Mapping[str, Any]) -> list[BitgrainError]:
-    """Sparsity and online transforms: reading on without them would give wrong numbers."""
-    problems: list[BitgrainError] = []
-    sparsity = settings.get("sparsity_config")
-    if sparsity and not (isinstance(sparsity, Mapping) and sparsity.get("format") == "dense"):
-        shown = sparsity.get("format") if isinstance(sparsity, Mapping) else sparsity
-        problems.append(
-            ConfigError(
-                f"{WHERE}.sparsity_config",
-                f"sparse storage {shown!r}",
-                "none, or format 'dense'",
-                "sparse storage is not supported by this version",
-            )
-        )
-    transforms = settings.get("transform_config") or {}
-    groups = transforms.get("config_groups") or {} if isinstance(transforms, Mapping) else None
-    if not isinstance(groups, Mapping):
-        return [*problems, ConfigError(f"{WHERE}.transform_config", repr(transforms), "an object of groups", "correct the configuration")]
-    for name, group in groups.items():
-        places = _online_places(group)
-        if places:
-            problems.append(
-                ConfigError(
-                    f"{WHERE}.transform_config.config_groups.{name}",
-                    f"a transform at run time ({', '.join(places)}): {group!r}",
-                    f"transforms that are part of the stored weights ({', '.join(OFFLINE_LOCATIONS)})",
-                    "online transforms are not supported by this version",
-                )
-            )
-    return problems
-
-
-def _online_places(group: Any) -> list[str]:
-    """Where a transform works on activations; what cannot be read counts as such a place."""
-    applied = group.get("apply") if isinstance(group, Mapping) else None
-    if not isinstance(applied, list) or not all(isinstance(a, Mapping) for a in applied):
-        return ["unreadable"]
-    return sorted({str(a.get("location")) for a in applied} - set(OFFLINE_LOCATIONS))
-
-
-def _status_problems(settings: Mapping[str, Any], evidence: Evidence) -> list[BitgrainError]:
-    """A checkpoint that was not compressed holds float weights; scales beside them mean rounding at run time.
-
-    Early releases wrote "frozen" into compressed checkpoints too, so there only float weights beside scales tell.
-    """
-    status = settings.get("quantization_status")
-    if status is not None and status not in STATUSES:
-        return [ConfigError(f"{WHERE}.quantization_status", repr(status), f"one of {', '.join(STATUSES)}", "correct the configuration")]
-    if status in (None, "compressed"):
-        return []
-    named = (name for name in evidence.tensors if name.rpartition(".")[2] in QUANTIZED_NAMES)
-    if status == "frozen":
-        named = (name for name in named if _weight_is_float(evidence, name))
-    found = min(named, default=None)
-    if found is None:
-        return []
-    return [
-        ConfigError(
-            f"{WHERE}.quantization_status",
-            f"{status!r}, and quantization tensors such as {found}",
-            "'compressed', or dense weights without quantization tensors",
-            "save the model compressed; weights that are rounded at run time are not supported by this version",
-        )
-    ]
-
-
-def _weight_is_float(evidence: Evidence, name: str) -> bool:
-    """Whether the module of a quantization tensor stores its weight as 16- or 32-bit floats."""
-    weight = evidence.tensors.get(f"{name.rpartition('.')[0]}.weight")
-    return weight is not None and weight.dtype in FLOAT_CODES

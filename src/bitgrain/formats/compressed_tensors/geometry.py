@@ -40,6 +40,17 @@ def matrix_shape(module: ModuleView, args: QuantizationArgs, packed: bool, versi
     return (rows, _roundest(least, most) if words else 0)
 
 
+def block_shape(module: ModuleView, args: QuantizationArgs) -> tuple[int, int]:
+    """The same for small floats with block scales, which take exactly bits / 8 bytes each."""
+    if module.shape is not None:
+        return module.shape
+    codes = module.tensors.get("weight_packed" if args.num_bits < 8 else "weight")
+    if codes is not None and len(codes.shape) == 2:
+        return (codes.shape[0], 8 * codes.shape[1] // args.num_bits)
+    scale = module.tensors.get("weight_scale")
+    return (scale.shape[0], scale.shape[1] * args.group_size) if scale is not None and len(scale.shape) == 2 else (0, 0)
+
+
 def _roundest(least: int, most: int) -> int:
     """The number in [least, most] that the largest power of two divides; the stored weight_shape confirms or refutes it."""
     step = 1 << most.bit_length()

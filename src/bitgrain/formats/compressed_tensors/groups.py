@@ -6,32 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bitgrain.errors import BitgrainError, ConfigError, UnknownFormatError, raise_all
-from bitgrain.formats.compressed_tensors.arguments import (
-    LATER,
-    LATER_PRESETS,
-    PRESETS,
-    QuantizationArgs,
-    activation_spec,
-    check_weight_arguments,
-    parse_arguments,
-)
+from bitgrain.errors import BitgrainError, ConfigError, raise_all
+from bitgrain.formats.compressed_tensors.arguments import QuantizationArgs, check_weight_arguments, parse_arguments
+from bitgrain.formats.compressed_tensors.inputs import activation_spec
+from bitgrain.formats.compressed_tensors.presets import PRESETS
+from bitgrain.formats.compressed_tensors.storage import check_storage, completed, completed_inputs, parse_format
 from bitgrain.formats.compressed_tensors.targets import names_cache_projections
 from bitgrain.formats.config_reader import ConfigReader
 from bitgrain.weights import ActivationSpec
-
-# Formats that store one value per element in `weight`; the names differ by history, the tensors do not.
-PLAIN_FORMATS = ("int-quantized", "float-quantized", "naive-quantized")
-FORMATS = ("dense", *PLAIN_FORMATS, "pack-quantized", "mixed-precision")
-LATER_FORMATS = (
-    "nvfp4-pack-quantized",
-    "mxfp4-pack-quantized",
-    "mxfp6-pack-quantized",
-    "mxfp8-quantized",
-    "sparse-bitmask",
-    "sparse-24-bitmask",
-    "marlin-24",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +24,7 @@ class Group:
         weights: None: the targets' weights stay as they are.
         inputs:  None: the targets' inputs stay as they are.
         cache:   output quantization of key and value projections, the old way to quantize the KV cache.
-        format:  "" where only the configuration's global format speaks.
+        format:  how the weights are stored: the group's own format, else the configuration's; "" where neither says.
     """
 
     name: str
@@ -61,25 +43,11 @@ class Group:
         return (self.weights, self.inputs, self.format) == (other.weights, other.inputs, other.format)
 
 
-def parse_format(where: str, value: Any) -> str:
-    """A storage format's name; "" for null.
-
-    Raises:
-        UnknownFormatError: one that this version does not read.
-    """
-    name = "" if value is None else str(value).lower()
-    if name in LATER_FORMATS:
-        raise UnknownFormatError(where, repr(value), f"one of {', '.join(FORMATS)}", LATER)
-    if name and name not in FORMATS:
-        raise UnknownFormatError(
-            where, repr(value), f"one of {', '.join(FORMATS)}", "correct the configuration, or update bitgrain if the writer is newer"
-        )
-    return name
-
-
-def parse_groups(where: str, value: Any) -> tuple[Group, ...]:
+def parse_groups(where: str, value: Any, storage: str) -> tuple[Group, ...]:
     """The groups in the order of the configuration.
 
+    Args:
+        storage: the format of groups that name none; "" if there is no such.
     Raises:
         ConfigError, UnknownFormatError: everything that is wrong with them, together.
     """
@@ -91,19 +59,19 @@ def parse_groups(where: str, value: Any) -> tuple[Group, ...]:
     problems: list[BitgrainError] = []
     for name, entry in value.items():
         try:
-            groups.append(_parse_group(f"{where}.{name}", name, entry))
+            groups.append(_parse_group(f"{where}.{name}", name, entry, storage))
         except BitgrainError as problem:
             problems.append(problem)
     raise_all(where, problems)
     return tuple(groups)
 
 
-def _parse_group(where: str, name: str, entry: Any) -> Group:
+def _parse_group(where: str, name: str, entry: Any, storage: str) -> Group:
     if isinstance(entry, list):
         preset = ConfigReader({"targets": entry}, where)
         targets = preset.names("targets")
         preset.finish()
-        return _preset(where, name, targets)
+        return _preset(where, name, targets, storage)
     if not isinstance(entry, Mapping):
         raise ConfigError(where, repr(entry), "an object, or a list of targets under a preset's name", "correct the configuration")
     reader = ConfigReader(entry, where)
@@ -117,8 +85,11 @@ def _parse_group(where: str, name: str, entry: Any) -> Group:
         return None if entry.get(key) is None else parse_arguments(f"{where}.{key}", entry[key])
 
     weights, inputs, outputs = read("weights"), read("input_activations"), read("output_activations")
+    storage = parse_format(f"{where}.format", entry.get("format")) or storage
     if weights is not None:
-        check_weight_arguments(f"{where}.weights", weights)
+        weights = _stored_weights(f"{where}.weights", weights, storage)
+    if inputs is not None:
+        inputs = completed_inputs(inputs, storage)
     if outputs is not None and not names_cache_projections(targets):
         raise ConfigError(
             f"{where}.output_activations",
@@ -129,13 +100,26 @@ def _parse_group(where: str, name: str, entry: Any) -> Group:
     # inputs of attention modules have other granularities and never become a linear module's
     attention_only = weights is None and inputs is not None and inputs.strategy == "attn_head"
     activation = activation_spec(f"{where}.input_activations", None if attention_only else inputs)
-    return Group(name, targets, weights, inputs, activation, outputs, parse_format(f"{where}.format", entry.get("format")))
+    if activation.second_scale == "static" and not (weights is not None and weights.block_scaled):
+        raise ConfigError(
+            f"{where}.input_activations",
+            "block scales below a stored input_global_scale, and weights without block scales",
+            "block-scaled weights for such inputs",
+            "this combination is not supported by this version",
+        )
+    return Group(name, targets, weights, inputs, activation, outputs, storage)
 
 
-def _preset(where: str, name: str, targets: tuple[str, ...]) -> Group:
+def _stored_weights(where: str, args: QuantizationArgs, storage: str) -> QuantizationArgs:
+    """The arguments with everything that the format says about them, checked."""
+    args = completed(args, storage)
+    check_weight_arguments(where, args)
+    check_storage(where, args, storage)
+    return args
+
+
+def _preset(where: str, name: str, targets: tuple[str, ...], storage: str) -> Group:
     preset = name.upper()
-    if preset in LATER_PRESETS:
-        raise UnknownFormatError(where, f"the preset {name!r}", f"one of {', '.join(PRESETS)}", LATER)
     if preset not in PRESETS:
         raise ConfigError(
             where,
@@ -144,4 +128,6 @@ def _preset(where: str, name: str, targets: tuple[str, ...]) -> Group:
             "correct the name, or write the group's arguments out",
         )
     weights, inputs = PRESETS[preset]
-    return Group(name, targets, weights, inputs, activation_spec(where, inputs), None, "")
+    if weights is not None:
+        weights = _stored_weights(where, weights, storage)
+    return Group(name, targets, weights, inputs, activation_spec(where, inputs), None, storage)

@@ -15,13 +15,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bitgrain.checkpoint.headers import FLOAT_CODES
-from bitgrain.errors import UnknownFormatError
+from bitgrain.checkpoint.headers import FLOAT_CODES, TensorHeader
+from bitgrain.checkpoint.parts import StoredPart
 from bitgrain.formats.base import KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import AUTO_ROUND_KEYS, ConfigReader, words
 from bitgrain.formats.dynamic_rules import DynamicRule, find_dynamic_rule, read_dynamic_rules
 from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.examples import SHAPE, examples_of
+from bitgrain.formats.expert_stacks import ExpertStack
+from bitgrain.formats.fp8.fused_experts import divide_fused
 from bitgrain.formats.fp8.schemes import FLOAT8_CODES, Float8Scheme
 from bitgrain.formats.kv_scales import kv_scales_in
 from bitgrain.formats.matching import SegmentRules
@@ -46,7 +48,7 @@ FBGEMM_UPPER_BOUND = 1200.0
 
 FP8_KEYS = words(
     "quant_method activation_scheme weight_block_size fmt scale_fmt modules_to_not_convert ignored_layers modules_to_convert"
-    " dequantize kv_cache_scheme extra_config activation_scale_ub"
+    " dequantize kv_cache_scheme extra_config activation_scale_ub export"
 )
 # What GPTQModel writes beside the marker; only those that the parser reads change the meaning.
 GPTQMODEL_KEYS = words(
@@ -54,8 +56,6 @@ GPTQMODEL_KEYS = words(
     " offload_to_disk pack_dtype pre_filters preprocessors quantizer smooth smoother sym uri weight_scale_method"
     " weight_scale_semantics"
 )
-# A tensor that ends like this holds all experts of a layer in three dimensions.
-FUSED_EXPERTS = tuple(f"experts.{part}_proj{end}" for part in ("gate_up", "down") for end in ("_scale_inv", "_scale", "_activation_scale"))
 
 
 @dataclass(slots=True)
@@ -122,7 +122,6 @@ class FP8Config(QuantConfig):
         unstated = {"weight_block_size": [128, 128], "activation_scheme": "dynamic"} if evidence.method is None else {}
         reader = ConfigReader(unstated | evidence.settings())
         reader.skip(FP8_KEYS | AUTO_ROUND_KEYS | GPTQMODEL_KEYS)
-        _refuse_fused_experts(evidence)
         dynamic = read_dynamic_rules(reader, _scale_overrides)
         _check_extra(reader)
         bounded = evidence.method == "fbgemm-fp8"
@@ -141,6 +140,9 @@ class FP8Config(QuantConfig):
         )
         reader.finish()
         return parsed
+
+    def parts(self, tensors: Mapping[str, TensorHeader], experts: ExpertStack | None) -> dict[str, StoredPart]:
+        return divide_fused(tensors, experts, self.strategy, self.block)
 
     def is_quantized(self, module: ModuleView) -> bool:
         weight = module.tensors.get("weight")
@@ -216,8 +218,9 @@ def _activation(reader: ConfigReader, bounded: bool) -> str:
     bits = reader.values.get("act_bits")
     if isinstance(bits, int) and bits > 8:
         return "none"
-    # GPTQModel quantizes weights only; everybody else who leaves the key out means dynamic
-    default = "none" if reader.values.get("weight_scale_semantics") is not None else "dynamic"
+    # GPTQModel quantizes weights only, and Quark (`export`) when it says null; everybody else who leaves the key out means dynamic
+    weights_only = reader.values.get("weight_scale_semantics") is not None or reader.values.get("export") is not None
+    default = "none" if weights_only else "dynamic"
     return reader.choice("activation_scheme", {"static": "static", "dynamic": "dynamic", "none": "none"}, default)
 
 
@@ -254,15 +257,3 @@ def _check_extra(reader: ConfigReader) -> None:
         if not isinstance(bits, int) or (bits != 8 and bits < 16):
             needed = "bits 8, or 16 for a dense module"
             reader.problem(f"extra_config[{rule!r}]", repr(change), needed, "this mixture is not supported by this version")
-
-
-def _refuse_fused_experts(evidence: Evidence) -> None:
-    """Raise if experts are stored as one three-dimensional tensor per layer."""
-    fused = sorted(name for name in evidence.tensors if name.endswith(FUSED_EXPERTS))
-    if fused:
-        raise UnknownFormatError(
-            fused[0],
-            f"experts fused into three-dimensional fp8 tensors ({len(fused)} scale tensors named so)",
-            "per-expert tensors such as experts.0.gate_proj.weight and experts.0.gate_proj.weight_scale_inv",
-            "fused fp8 experts are not supported by this version; use the checkpoint with per-expert names",
-        )

@@ -1,0 +1,17 @@
+"""What the tensors of one module mean, by the kind of storage."""
+
+from bitgrain.formats.compressed_tensors.schemes.block_floats import block_float_scheme
+from bitgrain.formats.compressed_tensors.schemes.integers import IntScheme, packed_words
+from bitgrain.formats.compressed_tensors.schemes.sparse import SPARSE_NAMES, SparseScheme, without_zeros_left_out
+from bitgrain.formats.compressed_tensors.schemes.tiled24 import Tiled24Scheme, tiled24_scheme
+
+__all__ = [
+    "IntScheme",
+    "SPARSE_NAMES",
+    "SparseScheme",
+    "Tiled24Scheme",
+    "block_float_scheme",
+    "packed_words",
+    "tiled24_scheme",
+    "without_zeros_left_out",
+]
