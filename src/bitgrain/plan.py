@@ -30,7 +30,7 @@ class ModulePlan:
         why:       the rule or evidence that chose the scheme.
         tied_to:   module whose weight this one shares; it has no tensors of its own then.
         has_bias:  a bias is stored.
-        sources:   stored tensors that `tensors` are parts of, in the same order.
+        sources:   stored tensors that `tensors` are parts of, in the same order; empty where each is one of its own.
         steps:     how each part is taken from its source; empty for all of it.
     """
 
@@ -85,6 +85,7 @@ class ModulePlan:
             "why": self.why,
             "tied_to": self.tied_to,
             **({"parts_of": sorted(set(self.sources))} if any(self.steps) else {}),
+            **({"shares": sorted(set(self.sources) - set(self.tensors))} if self.sources and not any(self.steps) else {}),
         }
 
 

@@ -16,7 +16,7 @@ from bitgrain.errors import RuleMismatchError
 from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.expert_stacks import ExpertStack, divide_experts
 from bitgrain.formats.value_checks import require_finite
-from bitgrain.weights import NO_ACTIVATION, ActivationSpec, DenseWeight, Weight, WeightSpec
+from bitgrain.weights import NO_ACTIVATION, ActivationSpec, DenseWeight, Transform, Weight, WeightSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -126,6 +126,11 @@ class Scheme(ABC):
         return False
 
     @property
+    def borrowed(self) -> tuple[tuple[str, str], ...]:
+        """(local name, full name) of tensors that other modules store and this one uses too; tensors() declares them."""
+        return ()
+
+    @property
     def holds_bias(self) -> bool:
         """A bias may be part of other tensors, so that a required one need not be stored by its name."""
         return False
@@ -172,6 +177,36 @@ class DenseScheme(Scheme):
         return f"dense {self.weight_spec.element}"
 
 
+class HeadTransforms(ABC):
+    """Maps of an attention module's queries and keys behind their rotary embedding.  Frozen dataclasses; made from headers.
+
+    They run whatever the cache is stored as, because only the producer knows that the two cancel in the scores.
+    """
+
+    @abstractmethod
+    def tensors(self) -> tuple[TensorRule, ...]:
+        """Every tensor that they need."""
+
+    @property
+    @abstractmethod
+    def borrowed(self) -> tuple[tuple[str, str], ...]:
+        """As Scheme.borrowed."""
+
+    @abstractmethod
+    def to_transforms(self, tensors: Mapping[str, Tensor], head_dim: int) -> tuple[tuple[Transform, ...], tuple[Transform, ...]]:
+        """(those of queries, those of keys), each in the order in which they run.
+
+        Args:
+            tensors: local name to data, as stored.
+        Raises:
+            BadValueError: the data cannot mean what the headers promise.
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Short text for the plan."""
+
+
 @dataclass(frozen=True, slots=True)
 class KVCacheScheme:
     """What a checkpoint says about quantizing one attention module's cache.
@@ -184,6 +219,7 @@ class KVCacheScheme:
                      "k_bias" and "v_bias" are subtracted before rounding and added back.
         dynamic:     scales are computed when the cache is written; none are stored.
         fixed_scale: none are stored because the producer uses this one for keys and values everywhere.
+        heads:       maps of queries and keys, so that keys are cached in another basis; None: there are none.
     """
 
     element: str = "none"
@@ -192,8 +228,12 @@ class KVCacheScheme:
     scales: tuple[tuple[str, str], ...] = ()
     dynamic: bool = False
     fixed_scale: float | None = None
+    heads: HeadTransforms | None = None
 
     def describe(self) -> str:
+        return self._stored_as() + (f", {self.heads.describe()}" if self.heads is not None else "")
+
+    def _stored_as(self) -> str:
         if self.element == "none":
             return "16-bit"
         if self.fixed_scale is not None:
@@ -254,6 +294,10 @@ class QuantConfig(ABC):
         """(module, local name) of a full tensor name; formats whose local names hold dots override it."""
         module, _, local = name.rpartition(".")
         return module, local
+
+    def attention_of(self, name: str) -> str | None:
+        """The attention module that a tensor belongs to, for tensors other than the KV cache's scales; None for any other tensor."""
+        return None
 
     def is_own_scale(self, name: str) -> bool:
         """Whether a tensor belongs to its module though its full name is one of those of the KV cache's scales."""

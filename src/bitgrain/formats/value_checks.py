@@ -29,7 +29,8 @@ def _finite_probe(values: Tensor) -> Tensor:
     total = torch.zeros(())
     flat, step = values.reshape(-1), 1 << 22
     for start in range(0, flat.numel(), step):
-        total = total + flat[start : start + step].float().mul_(2.0**-64).sum()
+        # out of place: float() of a float32 tensor is the tensor itself
+        total = total + (flat[start : start + step].float() * 2.0**-64).sum()
     return total
 
 
