@@ -10,7 +10,8 @@ from functools import cached_property
 from typing import Any
 
 from bitgrain.checkpoint.parts import Step
-from bitgrain.formats.base import KVCacheScheme, ModuleKind, Scheme
+from bitgrain.formats.attention_schemes import KVCacheScheme
+from bitgrain.formats.base import ModuleKind, Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class ModulePlan:
         why:       the rule or evidence that chose the scheme.
         tied_to:   module whose weight this one shares; it has no tensors of its own then.
         has_bias:  a bias is stored.
-        sources:   stored tensors that `tensors` are parts of, in the same order.
+        sources:   stored tensors that `tensors` are parts of, in the same order; empty where each is one of its own.
         steps:     how each part is taken from its source; empty for all of it.
     """
 
@@ -85,6 +86,7 @@ class ModulePlan:
             "why": self.why,
             "tied_to": self.tied_to,
             **({"parts_of": sorted(set(self.sources))} if any(self.steps) else {}),
+            **({"shares": sorted(set(self.sources) - set(self.tensors))} if self.sources and not any(self.steps) else {}),
         }
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bitgrain.checkpoint.files import CheckpointFiles
 from bitgrain.checkpoint.headers import FLOAT_CODES, TensorHeader
-from bitgrain.checkpoint.parts import Step
+from bitgrain.checkpoint.parts import Step, shared
 from bitgrain.errors import (
     BitgrainError,
     DtypeMismatchError,
@@ -16,7 +16,8 @@ from bitgrain.errors import (
     UnexpectedTensorError,
     raise_all,
 )
-from bitgrain.formats.base import MATRIX_KINDS, Choice, KVCacheScheme, ModuleKind, ModuleView, QuantConfig, TensorRule
+from bitgrain.formats.attention_schemes import KVCacheScheme
+from bitgrain.formats.base import MATRIX_KINDS, Choice, ModuleKind, ModuleView, QuantConfig, TensorRule
 from bitgrain.formats.detect import answers_to, check_hint, detect, gather_evidence
 from bitgrain.formats.kv_scales import kv_scale_of
 from bitgrain.formats.matching import nearest_names
@@ -85,14 +86,15 @@ class _Resolution:
         self.by_name: dict[str, ModuleSlot] = {s.name: s for s in slots.modules} if slots else {}
         self.problems: list[BitgrainError] = []
         self.local: dict[str, dict[str, TensorHeader]] = {}
-        self.cache_scales: dict[str, dict[str, TensorHeader]] = {}
+        self.attention: dict[str, dict[str, TensorHeader]] = {}
         self.blamed: set[str] = set()
         kept = {name: header for name, header in files.tensors.items() if name not in ignored}
         self.parts = config.parts(kept, slots.experts if slots else None)
         for name, part in self.parts.items():
             cache = None if config.is_own_scale(name) else kv_scale_of(name)
-            if cache is not None:
-                self.cache_scales.setdefault(cache[0], {})[name] = part.header
+            attention = config.attention_of(name) if cache is None else cache[0]
+            if attention is not None:
+                self.attention.setdefault(attention, {})[name] = part.header
                 continue
             slot = self.by_name.get(name)
             module, local = (name, "") if slot is not None and slot.bare else config.split_name(name)
@@ -122,7 +124,7 @@ class _Resolution:
             row = self._module(name)
             if row is not None:
                 rows[name] = row
-        for name in dict.fromkeys([*(self.slots.attention_modules if self.slots else ()), *self.cache_scales]):
+        for name in dict.fromkeys([*(self.slots.attention_modules if self.slots else ()), *self.attention]):
             row = self._attention(name)
             if row is not None:
                 rows[name] = row
@@ -146,11 +148,26 @@ class _Resolution:
         except BitgrainError as problem:
             self.problems.append(problem)
             return None
+        view = replace(view, tensors=self._with_borrowed(name, tensors, choice.scheme.borrowed))
         if self._account(view, choice, slot):
             return None
         own = self.config.unties_head or self.config.is_quantized(view)
         tied = slot.tied_to if slot and not own else None
         return self._row(view, choice, tied)
+
+    def _with_borrowed(self, module: str, tensors: Mapping[str, TensorHeader], borrowed: Sequence[tuple[str, str]], full: bool = False) -> dict[str, TensorHeader]:
+        """The tensors and those of other modules that this one uses too; an absent one stays absent, for the comparison to find.
+
+        Args:
+            full: keys are full names, not local ones.
+        """
+        found = dict(tensors)
+        for local, stored in borrowed:
+            name = f"{module}.{local}" if module else local
+            if stored in self.files.tensors:
+                self.parts[name] = shared(self.files.tensors[stored], name)
+                found[name if full else local] = self.parts[name].header
+        return found
 
     def _row(self, view: ModuleView, choice: Choice, tied: str | None) -> ModulePlan:
         sources, steps = self._origin(view.tensors)
@@ -204,7 +221,7 @@ class _Resolution:
         return ModulePlan(name, ModuleKind.VECTOR, shape, full, tuple(tensors), _files(tensors), _bytes(tensors), why, sources=sources, steps=steps)
 
     def _attention(self, name: str) -> ModulePlan | None:
-        tensors = self.cache_scales.get(name, {})
+        tensors = self.attention.get(name, {})
         if self.slots is not None and name not in self.slots.attention_modules:
             self._unexpected_module("", tensors)
             return None
@@ -215,20 +232,30 @@ class _Resolution:
             self.problems.append(problem)
             return None
         known = {full for full, _ in cache.scales}
+        if cache.heads is not None:
+            rules = cache.heads.tensors()
+            tensors = self._with_borrowed(name, tensors, cache.heads.borrowed, full=True)
+            heads = {rule.name: tensors[view.full_name(rule.name)] for rule in rules if view.full_name(rule.name) in tensors}
+            self._compare(name, heads, rules)
+            known |= {header.name for header in heads.values()}
         for full in tensors.keys() - known:
             self.problems.append(
                 UnexpectedTensorError(
-                    f"{tensors[full].file}: {full}", "a scale of the KV cache that the configuration does not explain", "a kv_cache_scheme, or no such tensor",
+                    f"{tensors[full].file}: {full}", "a tensor of an attention module that the configuration does not explain", "a kv_cache_scheme or transform_config that does, or no such tensor",
                     "correct the configuration",
                 )
             )  # fmt: skip
-        if not tensors and cache.element == "none":
+        if not tensors and cache.element == "none" and cache.heads is None:
             return None
         return self._attention_row(name, tensors, cache)
 
     def _attention_row(self, name: str, tensors: Mapping[str, TensorHeader], cache: KVCacheScheme) -> ModulePlan:
-        why = "scales of the KV cache are stored" if tensors else "the configuration says so"
-        return ModulePlan(name, ModuleKind.ATTENTION, (), tuple(tensors), tuple(tensors), _files(tensors), _bytes(tensors), why, kv_cache=cache)
+        why = "scales of the KV cache are stored" if cache.scales else "the configuration says so"
+        sources = tuple(self.parts[full].source for full in tensors)
+        return ModulePlan(
+            name, ModuleKind.ATTENTION, (), tuple(tensors), tuple(tensors), _files(tensors), _bytes(tensors), why, kv_cache=cache,
+            sources=sources if sources != tuple(tensors) else (), steps=((),) * len(sources) if sources != tuple(tensors) else (),
+        )  # fmt: skip
 
     def _account(self, view: ModuleView, choice: Choice, slot: ModuleSlot | None) -> bool:
         """Compare headers with the scheme's declaration; True when there is a problem."""

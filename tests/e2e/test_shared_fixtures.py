@@ -12,7 +12,7 @@ import pytest
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 # what this version reads; the other families are refused by name
 FAMILIES = [
-    "unquantized", "awq", "gptq", "autoround", "compressed-tensors-int", "compressed-tensors-float", "compressed-tensors-sparse", "fp8", "modelopt",
+    "unquantized", "awq", "gptq", "autoround", "compressed-tensors-int", "compressed-tensors-float", "compressed-tensors-sparse", "compressed-tensors-transform", "fp8", "modelopt",
     "quark", "modelslim", "bnb", "hqq", "torchao", "quanto", "mxfp4-moe", "gguf", "aqlm", "quip", "qtip", "vptq",
 ]  # fmt: skip
 

@@ -149,6 +149,11 @@ def whole(header: TensorHeader) -> StoredPart:
     return StoredPart(header, header.name)
 
 
+def shared(header: TensorHeader, name: str) -> StoredPart:
+    """All of a stored tensor once more, for another module that uses it and calls it `name`; its bytes count where it is stored."""
+    return StoredPart(TensorHeader(name, header.dtype, header.shape, header.file, header.start, header.start), header.name)
+
+
 def part_of(header: TensorHeader, name: str, *steps: Step) -> StoredPart:
     """The part of a stored tensor that is called `name`; its shape follows from the steps.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from bitgrain.checkpoint.headers import FLOAT_CODES, TORCH_DTYPES, TensorHeader
 from bitgrain.checkpoint.parts import StoredPart
 from bitgrain.errors import RuleMismatchError
+from bitgrain.formats.attention_schemes import KVCacheScheme
 from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.expert_stacks import ExpertStack, divide_experts
 from bitgrain.formats.value_checks import require_finite
@@ -133,6 +134,11 @@ class Scheme(ABC):
         return False
 
     @property
+    def borrowed(self) -> tuple[tuple[str, str], ...]:
+        """(local name, full name) of tensors that other modules store and this one uses too; tensors() declares them."""
+        return ()
+
+    @property
     def holds_bias(self) -> bool:
         """A bias may be part of other tensors, so that a required one need not be stored by its name."""
         return False
@@ -177,35 +183,6 @@ class DenseScheme(Scheme):
     @property
     def label(self) -> str:
         return f"dense {self.weight_spec.element}"
-
-
-@dataclass(frozen=True, slots=True)
-class KVCacheScheme:
-    """What a checkpoint says about quantizing one attention module's cache.
-
-    Args:
-        element:     "none" or an element type ("fp8_e4m3fn", "int8").
-        granularity: "tensor", "head", ...
-        symmetric:   no zero points.
-        scales:      (full tensor name, which) of every stored one; which is "k", "v", "q", "kv", "k_zero" or "v_zero";
-                     "k_bias" and "v_bias" are subtracted before rounding and added back.
-        dynamic:     scales are computed when the cache is written; none are stored.
-        fixed_scale: none are stored because the producer uses this one for keys and values everywhere.
-    """
-
-    element: str = "none"
-    granularity: str = "tensor"
-    symmetric: bool = True
-    scales: tuple[tuple[str, str], ...] = ()
-    dynamic: bool = False
-    fixed_scale: float | None = None
-
-    def describe(self) -> str:
-        if self.element == "none":
-            return "16-bit"
-        if self.fixed_scale is not None:
-            return f"{self.element} {self.granularity}, scale fixed at {self.fixed_scale:g}"
-        return f"{self.element} {self.granularity}" + ("" if self.scales else ", no stored scales")
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +247,10 @@ class QuantConfig(ABC):
         """(module, local name) of a full tensor name; formats whose local names hold dots override it."""
         module, _, local = name.rpartition(".")
         return module, local
+
+    def attention_of(self, name: str) -> str | None:
+        """The attention module that a tensor belongs to, for tensors other than the KV cache's scales; None for any other tensor."""
+        return None
 
     def is_own_scale(self, name: str) -> bool:
         """Whether a tensor belongs to its module though its full name is one of those of the KV cache's scales."""

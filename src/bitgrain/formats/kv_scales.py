@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bitgrain.formats.base import KVCacheScheme, ModuleView
+from bitgrain.formats.attention_schemes import KVCacheScheme
+from bitgrain.formats.base import ModuleView
 from bitgrain.formats.config_reader import ConfigReader
 
 # Local names that say by themselves which scale they are.

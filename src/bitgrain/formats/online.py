@@ -16,7 +16,8 @@ from torch import Tensor
 from bitgrain.checkpoint.headers import FLOAT_CODES, TensorHeader
 from bitgrain.checkpoint.parts import StoredPart
 from bitgrain.errors import RequestError
-from bitgrain.formats.base import Choice, DenseScheme, KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme, TensorRule, dense_scheme
+from bitgrain.formats.attention_schemes import KVCacheScheme
+from bitgrain.formats.base import Choice, DenseScheme, ModuleKind, ModuleView, QuantConfig, Scheme, TensorRule, dense_scheme
 from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.expert_stacks import ExpertStack
 from bitgrain.formats.matching import matches_segments, matches_wildcard

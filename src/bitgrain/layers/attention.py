@@ -56,6 +56,8 @@ class Step:
 class Attention(nn.Module):
     """y = o(softmax(q k^T / sqrt(D) + mask) v), each sequence by itself.
 
+    Maps of q and k behind the rotary embedding run if the checkpoint has them; keys are cached in their basis.
+
     Args:
         index: the layer's place in the caches.
     """
@@ -70,6 +72,7 @@ class Attention(nn.Module):
         self.o = builder.linear(f"{name}.o_proj")
         self.sinks = builder.vector(f"{name}.sinks", shape.heads) if shape.sinks else None
         self.cache_spec = builder.kv_cache_spec(name)
+        self.q_maps, self.k_maps = builder.head_transforms(name, shape.head_dim)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """[T, hidden] for x [T, hidden]; appends keys and values to the caches."""
@@ -77,6 +80,10 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, step.cosine, step.sine), rotate(k, step.cosine, step.sine)
+        for transform in self.q_maps:
+            q = transform.apply(q)
+        for transform in self.k_maps:
+            k = transform.apply(k)
         mixed = []
         for cache, start, count in step.parts:
             rows = slice(start, start + count)

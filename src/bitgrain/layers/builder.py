@@ -130,6 +130,22 @@ class ModelBuilder:
             self._advance(attention)
         return spec
 
+    def head_transforms(self, attention: str, head_dim: int) -> tuple[tuple[Transform, ...], tuple[Transform, ...]]:
+        """(maps of queries, maps of keys) of one attention module, each in the order in which they run.
+
+        Raises:
+            ShapeMismatchError: a map of another number of entries than a head has.
+        """
+        row = self.reader.plan.modules.get(attention)
+        queries, keys = self.reader.head_transforms(row, head_dim) if row else ((), ())
+        for transform in (*queries, *keys):
+            if not transform.fits(head_dim):
+                raise ShapeMismatchError(attention, f"{transform.describe()} of queries or keys", f"a divisor of {head_dim}, the size of a head", "correct the configuration")
+        return self._moved(queries), self._moved(keys)
+
+    def _moved(self, transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
+        return tuple(t.map_tensors(lambda tensor: tensor.to(self.options.device)) for t in transforms)
+
     def finish(self) -> None:
         """Close the ledger."""
         self._embeddings.clear()
@@ -155,7 +171,7 @@ class ModelBuilder:
         outputs: tuple[Transform, ...] = ()
         low_rank = None
         if isinstance(weight, Transformed):
-            transforms, low_rank, outputs, weight = weight.inputs, weight.low_rank, weight.outputs, weight.inner
+            transforms, low_rank, outputs, weight = self._moved(weight.inputs), weight.low_rank, self._moved(weight.outputs), weight.inner
         problem = LinearProblem(weight.spec, activation.without_values(), *weight.shape, self._dtype_name)
         selection = self._select(label, problem)
         prepared = selection.kernel.prepare(weight, activation)

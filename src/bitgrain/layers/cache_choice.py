@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bitgrain.errors import MissingTensorError, RequestError
-from bitgrain.formats.base import KVCacheScheme
+from bitgrain.formats.attention_schemes import KVCacheScheme
 from bitgrain.kvcache.spec import ELEMENT_SOURCES, KVCacheSpec
 
 # What users type, in the spelling of either engine, to the element type of the cache; "none" is 16-bit.

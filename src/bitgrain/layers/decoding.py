@@ -14,7 +14,7 @@ from bitgrain.formats.base import ModuleKind
 from bitgrain.formats.matching import nearest_names
 from bitgrain.formats.value_checks import require_finite
 from bitgrain.plan import ModulePlan, Plan
-from bitgrain.weights import ActivationSpec, Weight
+from bitgrain.weights import ActivationSpec, Transform, Weight
 
 
 class ModuleReader:
@@ -84,6 +84,16 @@ class ModuleReader:
         except BitgrainError as problem:
             raise _located(problem, row, self.files) from None
 
+    def head_transforms(self, row: ModulePlan, head_dim: int) -> tuple[tuple[Transform, ...], tuple[Transform, ...]]:
+        """(maps of queries, maps of keys) of an attention module; none where its scheme has none."""
+        if row.kv_cache is None or row.kv_cache.heads is None:
+            return (), ()
+        stored = {full.removeprefix(f"{row.name}."): tensor.clone() for full, tensor in self.tensors(row).items()}
+        try:
+            return row.kv_cache.heads.to_transforms(stored, head_dim)
+        except BitgrainError as problem:
+            raise _located(problem, row, self.files) from None
+
     def cache_scales(self, row: ModulePlan) -> dict[str, tuple[float, ...]]:
         """KV-cache scales of an attention module: which ("k", "v", ...) to its values.
 
@@ -105,12 +115,16 @@ class ModuleReader:
 
 
 def _parts_of(plan: Plan) -> dict[str, list[str]]:
-    """Stored tensors that several modules share: name to the names of the parts."""
+    """Stored tensors that several modules share: name to the names under which they use it, or parts of it."""
     parts: dict[str, list[str]] = {}
     for row in plan.modules.values():
         for full, source, steps in zip(row.tensors, row.sources, row.steps, strict=False):
-            if steps:
+            if steps or source != full:
                 parts.setdefault(source, []).append(full)
+    for row in plan.modules.values():
+        for full, source in zip(row.tensors, row.sources or row.tensors, strict=True):
+            if full == source in parts and full not in parts[source]:
+                parts[source].append(full)  # the module that stores it uses it too
     return parts
 
 

@@ -12,7 +12,9 @@ from bitgrain.weights import NO_ACTIVATION, ActivationSpec, LowRank, Transform
 
 
 class Linear(nn.Module):
-    """y[M, N] = q(o(kernel(t(x)[M, K]) + low_rank(t(x))) + bias): t the input transforms, o the output's, q its quantization.
+    """y[M, N] = q(o(kernel(t(x)[M, K]) + low_rank(t(x))) + bias).
+
+    t are the input transforms one after another, o those of the output, q is the quantization of the output.
 
     Args:
         bias: [N] of the activations' dtype, or None.

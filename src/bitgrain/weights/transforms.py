@@ -173,13 +173,13 @@ class Rotation(Transform):
     """x' = x matrix, in blocks of the matrix's size.
 
     Args:
-        matrix: float32 [b, b], b dividing n.
+        matrix: float32 [b, b], b dividing n; float64 where it is badly conditioned: the product is computed in its type.
     """
 
     matrix: Tensor
 
     def apply(self, x: Tensor) -> Tensor:
-        blocks = x.float().reshape(*x.shape[:-1], -1, self.matrix.shape[0])
+        blocks = x.to(self.matrix.dtype).reshape(*x.shape[:-1], -1, self.matrix.shape[0])
         return torch.matmul(blocks, self.matrix).reshape(x.shape).to(x.dtype)
 
     def fits(self, k: int) -> bool:

@@ -8,7 +8,6 @@ import torch
 
 from bitgrain.errors import (
     BadValueError,
-    BitgrainError,
     ConfigError,
     ConflictingConfigError,
     LabelMismatchError,
@@ -21,7 +20,7 @@ from bitgrain.formats.base import ModuleKind, ModuleView
 from bitgrain.formats.compressed_tensors import CompressedTensorsConfig
 from bitgrain.formats.compressed_tensors.schemes import packed_words
 from bitgrain.numerics.bitpack import bytes_as_words, pack_dense, pack_padded
-from tests.unit.formats.golden_cases import FIXTURES, Case, decode_all, fixture_cases, golden_cases, problems_of
+from tests.unit.formats.golden_cases import Case, decode_all, fixture_cases, golden_cases, problems_of
 from tests.unit.formats.synthetic import NAME, evidence, header, ramp, view
 
 FAMILIES = ("compressed-tensors-int", "compressed-tensors-float", "compressed-tensors-sparse")
@@ -64,14 +63,6 @@ def test_fixture_weights_equal_golden(folder):
 def test_golden_module_equals_golden(folder):
     case = Case(folder)
     assert decode_all(case, CompressedTensorsConfig.parse(case.evidence())) == len(case.facts["checks"]) > 0
-
-
-def test_fixture_with_online_transforms_is_refused_by_name():
-    if not FIXTURES.is_dir():
-        pytest.skip("../shared/fixtures is absent")
-    case = Case(FIXTURES / "llmcompressor-quip-w4a16-g64")
-    with pytest.raises(BitgrainError, match=r"(?s)transform_config.*not supported by this version"):
-        CompressedTensorsConfig.parse(case.evidence())
 
 
 # --- against the library ------------------------------------------------------------------------------------------------
@@ -545,12 +536,6 @@ REFUSALS = {
     ),
     "sparsity-text": (lambda c: c.update(sparsity_config="2:4"), ConfigError, "sparsity_config"),
     "pruned-experts": (lambda c: c.update(moe_sparsity_config={"method": "prune", "num_experts": [4, 3]}), ConfigError, "moe_sparsity_config"),
-    "transform": (
-        lambda c: c.update(transform_config={"config_groups": {"R4": {"type": "hadamard", "apply": [{"location": "input"}, {"location": "weight_input"}]}}}),
-        ConfigError, r"transform_config\.config_groups\.R4",
-    ),
-    "transform-list": (lambda c: c.update(transform_config=["R4"]), ConfigError, "transform_config"),
-    "transform-unreadable": (lambda c: c.update(transform_config={"config_groups": {"R4": 1}}), ConfigError, r"transform_config\.config_groups\.R4"),
     "cache-fp4": (lambda c: c.update(kv_cache_scheme={"num_bits": 4, "type": "float"}), ConfigError, "kv_cache_scheme"),
     "cache": (lambda c: c.update(kv_cache_scheme={"num_bits": 8, "type": "float", "strategy": "channel"}), ConfigError, "kv_cache_scheme"),
     "status": (lambda c: c.update(quantization_status="zipped"), ConfigError, "quantization_status"),
@@ -570,7 +555,7 @@ def test_configuration_is_refused_by_name(name):
 
 
 def test_harmless_settings_are_accepted():
-    offline = {"config_groups": {"R1": {"type": "hadamard", "apply": [{"location": "weight_output"}, {"location": "weight_input"}]}}}
+    offline = {"config_groups": {"R1": {"type": "hadamard", "apply": [{"targets": ["Linear"], "location": "weight_output"}]}}}
     config = section(W4_G32, sparsity_config={"format": "dense"}, transform_config=offline, provider="auto-round", global_compression_ratio=1.5)
     assert parse(config).groups[0].weights.group_size == 32
 

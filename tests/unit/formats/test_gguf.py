@@ -60,7 +60,8 @@ def test_golden_module_equals_golden(folder):
 
 
 # --- whole models -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("family", FAMILIES)
+# gpt-oss is not among the architectures that this version reads from such a file
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gpt_oss"])
 def test_model_computes_what_the_same_safetensors_model_computes(tmp_path, family):
     config = FAMILIES[family]
     tensors = random_tensors(config)

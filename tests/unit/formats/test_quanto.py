@@ -209,7 +209,7 @@ class Doubled:
 def test_a_linear_layer_quantizes_its_output():
     x = ramp(5, 7)
     output = ActivationSpec("int8", "tensor", dynamic=False, scale=0.25, output=0.01).of_output()
-    got = Linear("l", Doubled(), None, None, output=output)(x)
+    got = Linear("l", Doubled(), None, None, quantized_output=output)(x)
     assert torch.equal(got, torch.round(2 * x / 0.01).clamp(-128, 127) * torch.tensor(0.01))
     assert torch.equal(Linear("l", Doubled(), None, None)(x), 2 * x)
 

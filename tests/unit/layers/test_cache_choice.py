@@ -3,7 +3,7 @@
 import pytest
 
 from bitgrain.errors import MissingTensorError, RequestError
-from bitgrain.formats.base import KVCacheScheme
+from bitgrain.formats.attention_schemes import KVCacheScheme
 from bitgrain.kvcache.spec import KVCacheSpec
 from bitgrain.layers.cache_choice import choose_cache
 

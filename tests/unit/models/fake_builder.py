@@ -86,6 +86,9 @@ class FakeBuilder:
     def optional_vector(self, name: str, size: int) -> Tensor | None:
         return None
 
+    def head_transforms(self, attention: str, head_dim: int) -> tuple[tuple, tuple]:
+        return (), ()
+
     def kv_cache_spec(self, attention: str) -> KVCacheSpec:
         return self.cache
 

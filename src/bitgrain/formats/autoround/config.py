@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from bitgrain.formats.attention_schemes import KVCacheScheme
 from bitgrain.formats.autoround.rules import ExtraConfig, read_blocks, read_extra_config
 from bitgrain.formats.autoround.schemes import AS_STORED, INTERLEAVED, LOCAL_NAMES, MINUS_ONE, scheme_of
 from bitgrain.formats.autoround.settings import ModuleSettings, read_settings
-from bitgrain.formats.base import KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.base import ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import AUTO_ROUND_KEYS, ConfigReader, words
 from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.examples import SHAPE, examples_of

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from bitgrain.errors import BitgrainError, ConflictingConfigError, LabelMismatchError, UnexpectedTensorError
+from bitgrain.formats.attention_schemes import KVCacheScheme
 from bitgrain.formats.awq.layouts import BUILDERS, LOCAL_NAMES, AwqSettings, fits
 from bitgrain.formats.awq.schemes import BITS, PER_WORD, GemmScheme
-from bitgrain.formats.base import KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.base import ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import ConfigReader
 from bitgrain.formats.dynamic_rules import DynamicRule, find_dynamic_rule
 from bitgrain.formats.evidence import Detection, Evidence

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitgrain.errors import ConfigError, ConflictingConfigError, MissingTensorError, RuleMismatchError
-from bitgrain.formats.base import MATRIX_KINDS, Choice, KVCacheScheme, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.attention_schemes import KVCacheScheme
+from bitgrain.formats.base import MATRIX_KINDS, Choice, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.compressed_tensors.arguments import QuantizationArgs, parse_arguments
 from bitgrain.formats.compressed_tensors.choice import example_schemes, scheme_of
 from bitgrain.formats.compressed_tensors.groups import Group, parse_groups
 from bitgrain.formats.compressed_tensors.names import QUANTIZED_NAMES, WHERE
-from bitgrain.formats.compressed_tensors.refusals import status_problems, transform_problems
-from bitgrain.formats.compressed_tensors.schemes import SparseScheme, without_zeros_left_out
+from bitgrain.formats.compressed_tensors.refusals import status_problems
+from bitgrain.formats.compressed_tensors.rotations import Transforms, check_tied_head, parse_transforms
+from bitgrain.formats.compressed_tensors.schemes import RotatedHeads, SparseScheme, TransformedScheme, without_zeros_left_out
 from bitgrain.formats.compressed_tensors.sparsity import STRUCTURED, parse_sparsity, stored_shapes
 from bitgrain.formats.compressed_tensors.storage import parse_format
 from bitgrain.formats.compressed_tensors.targets import TargetRules, specificity
@@ -50,6 +52,7 @@ class CompressedTensorsConfig(QuantConfig):
         cache:   arguments of the KV cache, None if the configuration does not speak of it.
         sparse:  the sparse storage of weights, one of storage.SPARSE_FORMATS; "" if there is none.
         shapes:  (N, K) of modules whose sparse weight leaves K open.
+        transforms: of inputs, outputs, queries and keys.
     """
 
     name: ClassVar[str] = METHOD
@@ -63,6 +66,7 @@ class CompressedTensorsConfig(QuantConfig):
     cache: QuantizationArgs | None
     sparse: str = ""
     shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    transforms: Transforms = field(default_factory=Transforms)
     targets: TargetRules = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,12 +101,14 @@ class CompressedTensorsConfig(QuantConfig):
         reader = ConfigReader(settings, WHERE)
         reader.skip(KEYS | AUTO_ROUND_KEYS)
         reader.need("moe_sparsity_config", lambda v: not v, "null: experts in the number that config.json gives every layer", _PRUNED_EXPERTS)
-        reader.problems += transform_problems(settings) + status_problems(settings, evidence)
+        reader.problems += status_problems(settings, evidence)
+        transforms = reader.collect(lambda: parse_transforms(settings.get("transform_config"), evidence.tensors)) or Transforms()
+        reader.collect(lambda: check_tied_head(transforms, evidence.config, evidence.tensors))
         sparse = reader.collect(lambda: parse_sparsity(settings.get("sparsity_config"))) or ""
         storage = reader.collect(lambda: parse_format(f"{WHERE}.format", settings.get("format"))) or ""
         written = settings.get("config_groups")
-        if written is None and sparse:
-            written = {}  # sparse only: nothing is quantized
+        if written is None and (sparse or transforms.applications):
+            written = {}  # sparse or rotated only: nothing is quantized
         groups = reader.collect(lambda: parse_groups(f"{WHERE}.config_groups", written, storage)) or ()
         ignore = reader.names("ignore")
         scheme = settings.get("kv_cache_scheme")
@@ -111,10 +117,17 @@ class CompressedTensorsConfig(QuantConfig):
         reader.collect(lambda: _cache_element(cache))
         reader.finish()
         shapes = stored_shapes(evidence) if sparse else {}
-        return cls(groups, _version(settings.get("version")), TargetRules(ignore, f"{WHERE}.ignore"), cache, sparse, shapes)
+        rules = TargetRules(ignore, f"{WHERE}.ignore")
+        return cls(groups, _version(settings.get("version")), rules, cache, sparse, shapes, transforms)
 
     def rules(self) -> Sequence[str]:
-        return (*self.ignore.rules, *self.targets.rules)
+        return tuple(dict.fromkeys((*self.ignore.rules, *self.targets.rules, *self.transforms.rules)))
+
+    def split_name(self, name: str) -> tuple[str, str]:
+        return self.transforms.split_name(name) or QuantConfig.split_name(self, name)
+
+    def attention_of(self, name: str) -> str | None:
+        return self.transforms.attention_of(name)
 
     def is_quantized(self, module: ModuleView) -> bool:
         weight = module.tensors.get("weight") or module.tensors.get("compressed")
@@ -171,7 +184,20 @@ class CompressedTensorsConfig(QuantConfig):
         return first
 
     def decide(self, module: ModuleView) -> Choice:
-        """See QuantConfig; a weight that is stored sparse means what it would mean whole."""
+        """See QuantConfig; a module with online transforms means what it would mean without, in another basis."""
+        choice = self._decide_stored(module)
+        online = self.transforms.of(module, self.matched_rules)
+        if not online:
+            return choice
+        n, k = choice.scheme.shape
+        # hooks of inputs are put before earlier ones, those of outputs behind: the last that was added to an input runs first
+        inputs = tuple(self.transforms.resolved(module.name, a, k) for a in reversed(online) if a.location == "input")
+        outputs = tuple(self.transforms.resolved(module.name, a, n) for a in online if a.location == "output")
+        scheme = TransformedScheme(choice.scheme.shape, choice.scheme.activation, choice.scheme, inputs, outputs)
+        return Choice(scheme, f"{choice.why}; transforms: {', '.join(a.name for a in online)}")
+
+    def _decide_stored(self, module: ModuleView) -> Choice:
+        """The scheme of the stored weight; one that is stored sparse means what it would mean whole."""
         if not self.sparse or {"compressed", "bitmask"}.isdisjoint(module.tensors):
             return QuantConfig.decide(self, module)
         choice = QuantConfig.decide(self, without_zeros_left_out(module, self.shapes.get(module.name)))
@@ -191,7 +217,16 @@ class CompressedTensorsConfig(QuantConfig):
         return scheme_of(module, found[0], found[0].weights, self.version)
 
     def get_kv_cache_scheme(self, module: ModuleView) -> KVCacheScheme:
-        """See QuantConfig; a static scheme whose scales are absent is an error, unless the module is ignored."""
+        """See QuantConfig; transforms of queries and keys say in which basis keys are cached."""
+        cache = self._stored_cache(module)
+        online = self.transforms.of(module, self.matched_rules)
+        if not online:
+            return cache
+        queries, keys = (tuple(self.transforms.resolved(module.name, a, a.head_dim) for a in online if a.location == place) for place in ("q_attn", "k_cache"))
+        return replace(cache, heads=RotatedHeads(queries, keys))
+
+    def _stored_cache(self, module: ModuleView) -> KVCacheScheme:
+        """What is said of the cache itself; a static scheme whose scales are absent is an error, unless the module is ignored."""
         ignored = self.ignore.matches(module)
         self.matched_rules.update(ignored, self.targets.matches(module))
         scales = kv_scales_in(module)

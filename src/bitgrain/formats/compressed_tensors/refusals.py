@@ -11,37 +11,6 @@ from bitgrain.formats.compressed_tensors.names import QUANTIZED_NAMES, WHERE
 from bitgrain.formats.evidence import Evidence
 
 STATUSES = ("initialized", "calibration", "frozen", "compressed", "decompressed")
-# Transforms at these places are already part of the stored weights.
-OFFLINE_LOCATIONS = ("weight_input", "weight_output")
-
-
-def transform_problems(settings: Mapping[str, Any]) -> list[BitgrainError]:
-    """Online transforms: reading on without them would give wrong numbers."""
-    problems: list[BitgrainError] = []
-    transforms = settings.get("transform_config") or {}
-    groups = transforms.get("config_groups") or {} if isinstance(transforms, Mapping) else None
-    if not isinstance(groups, Mapping):
-        return [ConfigError(f"{WHERE}.transform_config", repr(transforms), "an object of groups", "correct the configuration")]
-    for name, group in groups.items():
-        places = _online_places(group)
-        if places:
-            problems.append(
-                ConfigError(
-                    f"{WHERE}.transform_config.config_groups.{name}",
-                    f"a transform at run time ({', '.join(places)}): {group!r}",
-                    f"transforms that are part of the stored weights ({', '.join(OFFLINE_LOCATIONS)})",
-                    "online transforms are not supported by this version",
-                )
-            )
-    return problems
-
-
-def _online_places(group: Any) -> list[str]:
-    """Where a transform works on activations; what cannot be read counts as such a place."""
-    applied = group.get("apply") if isinstance(group, Mapping) else None
-    if not isinstance(applied, list) or not all(isinstance(a, Mapping) for a in applied):
-        return ["unreadable"]
-    return sorted({str(a.get("location")) for a in applied} - set(OFFLINE_LOCATIONS))
 
 
 def status_problems(settings: Mapping[str, Any], evidence: Evidence) -> list[BitgrainError]:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitgrain.checkpoint.headers import FLOAT_CODES, TensorHeader
 from bitgrain.checkpoint.parts import StoredPart
-from bitgrain.formats.base import KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.attention_schemes import KVCacheScheme
+from bitgrain.formats.base import ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import AUTO_ROUND_KEYS, ConfigReader, words
 from bitgrain.formats.dynamic_rules import DynamicRule, find_dynamic_rule, read_dynamic_rules
 from bitgrain.formats.evidence import Detection, Evidence

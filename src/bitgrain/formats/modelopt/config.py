@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, ClassVar
 from bitgrain.checkpoint.headers import FLOAT_CODES, TensorHeader
 from bitgrain.checkpoint.parts import StoredPart
 from bitgrain.errors import BitgrainError, DtypeMismatchError, MissingTensorError, RuleMismatchError, ShapeMismatchError, raise_all
-from bitgrain.formats.base import KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.attention_schemes import KVCacheScheme
+from bitgrain.formats.base import ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.expert_stacks import ExpertStack

@@ -13,7 +13,8 @@ from __future__ import annotations
 import re
 
 from bitgrain.errors import ConfigError, MissingTensorError
-from bitgrain.formats.base import KVCacheScheme, ModuleView
+from bitgrain.formats.attention_schemes import KVCacheScheme
+from bitgrain.formats.base import ModuleView
 from bitgrain.formats.kv_scales import kv_scales_in
 from bitgrain.formats.modelslim.description import KIND_ENDING, Description
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from bitgrain.checkpoint.headers import FLOAT_CODES, TensorHeader
 from bitgrain.errors import BitgrainError, ConfigError, MissingTensorError, raise_all
-from bitgrain.formats.base import KVCacheScheme, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.attention_schemes import KVCacheScheme
+from bitgrain.formats.base import ModuleView, QuantConfig, Scheme
 from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.matching import SegmentRules

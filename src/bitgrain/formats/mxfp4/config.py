@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bitgrain.checkpoint.headers import TensorHeader
 from bitgrain.checkpoint.parts import StoredPart
-from bitgrain.formats.base import KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.attention_schemes import KVCacheScheme
+from bitgrain.formats.base import ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.block_float import BlockFloatScheme
 from bitgrain.formats.config_reader import ConfigReader
 from bitgrain.formats.evidence import Detection, Evidence

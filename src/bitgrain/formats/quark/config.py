@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bitgrain.checkpoint.headers import FLOAT_CODES, TensorHeader
 from bitgrain.errors import ConflictingConfigError, LabelMismatchError
-from bitgrain.formats.base import Choice, KVCacheScheme, ModuleKind, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.attention_schemes import KVCacheScheme
+from bitgrain.formats.base import Choice, ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.block_float import BlockFloatScheme
 from bitgrain.formats.config_reader import ConfigReader
 from bitgrain.formats.evidence import Detection, Evidence

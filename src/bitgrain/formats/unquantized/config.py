@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bitgrain.checkpoint.headers import FLOAT_CODES
 from bitgrain.errors import ConfigError, RuleMismatchError
-from bitgrain.formats.base import DenseScheme, KVCacheScheme, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.attention_schemes import KVCacheScheme
+from bitgrain.formats.base import DenseScheme, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import words
 from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.examples import SHAPE, examples_of
