@@ -68,6 +68,8 @@ def _serve(llm: LLM, names: tuple[str, ...], path: str, listener: Any) -> int:
     served = Served(llm.engine, names, path, describe_model(llm.model))
     server = listen.make_server(create_app(served), on_start=lambda: _announce(listen.url_of(listener), served.name))
     server.run(sockets=[listener])
+    if server.interrupted:
+        raise KeyboardInterrupt
     return 0 if server.started else 1
 
 

@@ -432,12 +432,13 @@ def test_exports_in_other_formats_are_left_to_them(method):
     assert AutoRoundConfig.detect(evidence(INT | {"quant_method": method, "provider": "auto-round"})) is None
 
 
-def test_metadata_is_known():
-    parse(
+def test_metadata_changes_nothing():
+    told = parse(
         INT, amp=False, autoround_version="0.16.1", enable_quanted_input=False, iters=200, lr=None, minmax_lr=0.005, nsamples=512, seqlen=2048,
         batch_size=8, scale_dtype="torch.float16", low_gpu_mem_usage=True, gradient_accumulate_steps=1, dataset="x", quant_block_list=None,
         static_kv_dtype=None, super_bits=None, regex_config={}, rotation_config={}, enable_minmax_tuning=True, supported_types=["Linear"],
     )  # fmt: skip
+    assert settings_for(told, NAME) == settings_for(parse(INT), NAME)
 
 
 @pytest.mark.parametrize(

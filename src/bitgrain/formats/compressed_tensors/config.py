@@ -193,7 +193,7 @@ class CompressedTensorsConfig(QuantConfig):
         # hooks of inputs are put before earlier ones, those of outputs behind: the last that was added to an input runs first
         inputs = tuple(self.transforms.resolved(module.name, a, k) for a in reversed(online) if a.location == "input")
         outputs = tuple(self.transforms.resolved(module.name, a, n) for a in online if a.location == "output")
-        scheme = TransformedScheme(choice.scheme.shape, choice.scheme.activation, choice.scheme, inputs, outputs)
+        scheme = TransformedScheme(choice.scheme, inputs, outputs)
         return Choice(scheme, f"{choice.why}; transforms: {', '.join(a.name for a in online)}")
 
     def _decide_stored(self, module: ModuleView) -> Choice:

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from bitgrain.errors import BadValueError
+from bitgrain.formats.around import SchemeAround
 from bitgrain.formats.attention_schemes import HeadTransforms
-from bitgrain.formats.base import Scheme, TensorRule
+from bitgrain.formats.base import TensorRule
 from bitgrain.formats.value_checks import require_finite
 from bitgrain.numerics.hadamard_factors import factor_hadamard, read_signs, require_hadamard
-from bitgrain.weights import ActivationSpec, ChannelScale, Hadamard, Permutation, Rotation, Transform, Transformed, Weight, WeightSpec
+from bitgrain.weights import ChannelScale, Hadamard, Permutation, Rotation, Transform, Transformed, Weight
 
 MATRIX_TYPE = "random-matrix"
 # The first is fixed by its size alone.
@@ -108,43 +109,24 @@ def _permutation(name: str, index: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class TransformedScheme(Scheme):
+class TransformedScheme(SchemeAround):
     """Another scheme whose module maps its input or output.
 
     Args:
-        inner:   what the stored weight means; has the same shape and activation.
         inputs:  in the order in which they run.
         outputs: likewise, behind the bias.
     """
 
-    shape: tuple[int, int]
-    activation: ActivationSpec
-    inner: Scheme
     inputs: tuple[OnlineTransform, ...]
     outputs: tuple[OnlineTransform, ...]
-
-    @property
-    def weight_spec(self) -> WeightSpec:
-        return self.inner.weight_spec
 
     @property
     def label(self) -> str:
         return f"{self.inner.label}, {', '.join(t.describe() for t in (*self.inputs, *self.outputs))}"
 
     @property
-    def transforms_input(self) -> bool:
-        return True
-
-    @property
-    def holds_bias(self) -> bool:
-        return self.inner.holds_bias
-
-    @property
     def borrowed(self) -> tuple[tuple[str, str], ...]:
         return tuple(pair for transform in (*self.inputs, *self.outputs) for pair in transform.borrowed)
-
-    def bias_rule(self) -> TensorRule:
-        return self.inner.bias_rule()
 
     def tensors(self) -> tuple[TensorRule, ...]:
         return (*self.inner.tensors(), *(rule for transform in (*self.inputs, *self.outputs) for rule in transform.rules()))
@@ -161,9 +143,6 @@ class TransformedScheme(Scheme):
             for transform in self._output_maps(tensors, bias.shape[0]):
                 bias = transform.apply(bias[None])[0]
         return bias
-
-    def to_activation(self, tensors: Mapping[str, Tensor]) -> ActivationSpec:
-        return self.inner.to_activation(tensors)
 
     def _output_maps(self, tensors: Mapping[str, Tensor], n: int) -> tuple[Transform, ...]:
         return tuple(t for transform in self.outputs for t in transform.to_transforms(tensors, n))
