@@ -351,7 +351,7 @@ def _fuse(group: Sequence[str], modules: Mapping[str, ModulePlan]) -> Fusion:
     if first.weight_spec.group_index:
         return Fusion(tuple(group), False, "each part has its own order of columns (act-order)")
     if first.activation.has_stored_values:
-        return Fusion(tuple(group), False, "each part has its own static input scale")
+        return Fusion(tuple(group), False, "each part has its own stored values for its input (static scale, second scale or clipping)")
     if first.transforms_input:
         return Fusion(tuple(group), False, "each part transforms its input in its own way")
     if first.has_own_codebooks:

@@ -186,6 +186,15 @@ def divide(tensors: Mapping[str, TensorHeader], divided: Mapping[str, Iterable[S
     return parts
 
 
+def join(tensors: Mapping[str, TensorHeader], *divisions: Mapping[str, StoredPart]) -> dict[str, StoredPart]:
+    """The parts of several divisions of different stored tensors as one; see divide()."""
+    divided: dict[str, list[StoredPart]] = {}
+    for parts in divisions:
+        for part in parts.values():
+            divided.setdefault(part.source, []).append(part)
+    return divide(tensors, divided)
+
+
 def _doubled(second: TensorHeader, first: str, names: list[str]) -> BitgrainError:
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return UnexpectedTensorError(

@@ -43,7 +43,6 @@ class BlockFloatScheme(Scheme):
         second_name:    the second scale, one number; "" if there is none.
         second_divides: the stored second scale is a divisor.
         input_name:     static scale of the input, or second scale of a dynamic block-scaled input.
-        input_divides:  the stored second scale of the input is a divisor.
     """
 
     shape: tuple[int, int]
@@ -56,7 +55,6 @@ class BlockFloatScheme(Scheme):
     second_name: str = ""
     second_divides: bool = False
     input_name: str = "input_scale"
-    input_divides: bool = False
 
     @property
     def weight_spec(self) -> WeightSpec:
@@ -91,7 +89,7 @@ class BlockFloatScheme(Scheme):
 
     def to_activation(self, tensors: Mapping[str, Tensor]) -> ActivationSpec:
         if self._has_second_input:
-            return replace(self.activation, second=self._factor(self.input_name, tensors[self.input_name], self.input_divides))
+            return replace(self.activation, second=self._factor(self.input_name, tensors[self.input_name], False))
         return filled_activation(self.activation, dict(tensors), self.input_name)
 
     def _check_codes(self, codes: Tensor) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from bitgrain.formats.base import ModuleKind, ModuleView
 from bitgrain.formats.config_reader import ConfigReader, words
 from bitgrain.formats.evidence import Evidence
 
@@ -41,6 +42,17 @@ def read_skip_list(reader: ConfigReader) -> tuple[str, ...]:
         if found is None or found[2] not in PARTS:
             reader.problem("skip_list", repr(rule), f"LAYER_PART, the part one of {', '.join(PARTS)}")
     return rules
+
+
+def decision(rules: tuple[str, ...], module: ModuleView, matched: set[str]) -> tuple[bool, str]:
+    """(quantized, why) as the configuration alone says; adds the rule that matched to `matched`."""
+    rule = skip_rule_of(rules, module.name)
+    if rule is not None:
+        matched.add(rule)
+        return False, f"excluded by skip_list {rule!r}"
+    if module.kind is ModuleKind.EMBEDDING:
+        return False, "embeddings are not quantized"
+    return True, f"config.json has {SECTION}"
 
 
 def skip_rule_of(rules: tuple[str, ...], module: str) -> str | None:

@@ -172,6 +172,7 @@ class ModelBuilder:
         low_rank = None
         if isinstance(weight, Transformed):
             transforms, low_rank, outputs, weight = self._moved(weight.inputs), weight.low_rank, self._moved(weight.outputs), weight.inner
+            low_rank = None if low_rank is None else low_rank.map_tensors(lambda tensor: tensor.to(self.options.device))
         problem = LinearProblem(weight.spec, activation.without_values(), *weight.shape, self._dtype_name)
         selection = self._select(label, problem)
         prepared = selection.kernel.prepare(weight, activation)

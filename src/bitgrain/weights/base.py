@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import gcd
 from typing import TYPE_CHECKING
 
 import torch
@@ -158,6 +159,15 @@ def check_range(what: str, start: int, stop: int, size: int) -> None:
     """Raise ShardError unless 0 <= start < stop <= size."""
     if not 0 <= start < stop <= size:
         raise ShardError(what, f"[{start}, {stop})", f"a non-empty range inside [0, {size})", "correct the range")
+
+
+def covering_groups(size: int, start: int, stop: int, device: torch.device) -> tuple[Tensor, int]:
+    """(int64 group of each piece, piece size) that cover [start, stop) where `size` elements share a value.
+
+    A cut inside a group is exact with smaller pieces that repeat the group's value.
+    """
+    piece = size if start % size == 0 else gcd(start, size)
+    return torch.div(torch.arange(start, stop, piece, device=device), size, rounding_mode="floor"), piece
 
 
 def expand_columns(per_group: Tensor, group_size: int, size: int, group_index: Tensor | None = None) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import gcd
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +13,7 @@ from bitgrain.errors import LayoutError, ShardError
 from bitgrain.numerics.bitpack import dense_bytes, pack_dense, unpack_dense
 from bitgrain.numerics.block_scales import SCALE_TYPES, decode_block_scale
 from bitgrain.numerics.small_floats import SMALL_FLOATS, decode
-from bitgrain.weights.base import Weight, WeightSpec, check_range, expand_columns
+from bitgrain.weights.base import Weight, WeightSpec, check_range, covering_groups, expand_columns
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -172,7 +171,6 @@ class BlockFloatWeight(Weight):
 
 
 def _cut(values: Tensor, size: int, start: int, stop: int) -> tuple[Tensor, int]:
-    """(values of the columns [start, stop), columns per value): a cut inside a group is exact with smaller groups."""
-    step = size if start % size == 0 else gcd(start, size)
-    group = torch.div(torch.arange(start, stop, step, device=values.device), size, rounding_mode="floor")
+    """(values of the columns [start, stop), columns per value)."""
+    group, step = covering_groups(size, start, stop, values.device)
     return values[:, group].contiguous(), step

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import gcd
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from bitgrain.errors import LayoutError, ShardError
 from bitgrain.numerics.bitpack import PLANES, dense_bytes, pack_dense, unpack_dense
-from bitgrain.weights.base import Weight, WeightSpec, check_range, expand_columns
+from bitgrain.weights.base import Weight, WeightSpec, check_range, covering_groups, expand_columns
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -103,9 +102,7 @@ class CodebookWeight(Weight):
         packed, width = pack_dense(self.codes()[:, start:stop].contiguous(), self.bits), stop - start
         if self.scale.shape[1] == 1:
             return replace(self, packed=packed, in_features=width, group_size=width)
-        # a cut inside a group is exact with smaller groups that repeat the group's scale
-        size = self.group_size if start % self.group_size == 0 else gcd(start, self.group_size)
-        group = torch.div(torch.arange(start, stop, size, device=self.scale.device), self.group_size, rounding_mode="floor")
+        group, size = covering_groups(self.group_size, start, stop, self.scale.device)
         return replace(self, packed=packed, in_features=width, scale=self.scale[:, group].contiguous(), group_size=width if len(group) == 1 else size)
 
     @classmethod

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import gcd
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from bitgrain.errors import LayoutError, ShardError
-from bitgrain.weights.base import Weight, WeightSpec, check_range
+from bitgrain.weights.base import Weight, WeightSpec, check_range, covering_groups
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -88,18 +87,14 @@ class FloatWeight(Weight):
     def rows(self, start: int, stop: int) -> Self:
         check_range("rows of a FloatWeight", start, stop, self.shape[0])
         rows, columns = self.block
-        size = rows if start % rows == 0 else gcd(start, rows)
-        first = torch.arange(start, stop, size, device=self.scale.device)
-        scale = self.scale[torch.div(first, rows, rounding_mode="floor")].contiguous()
-        return replace(self, codes=self.codes[start:stop], scale=scale, block=(size, columns))
+        group, size = covering_groups(rows, start, stop, self.scale.device)
+        return replace(self, codes=self.codes[start:stop], scale=self.scale[group].contiguous(), block=(size, columns))
 
     def columns(self, start: int, stop: int) -> Self:
         check_range("columns of a FloatWeight", start, stop, self.shape[1])
         rows, columns = self.block
-        size = columns if start % columns == 0 else gcd(start, columns)
-        first = torch.arange(start, stop, size, device=self.scale.device)
-        scale = self.scale[:, torch.div(first, columns, rounding_mode="floor")].contiguous()
-        return replace(self, codes=self.codes[:, start:stop].contiguous(), scale=scale, block=(rows, size))
+        group, size = covering_groups(columns, start, stop, self.scale.device)
+        return replace(self, codes=self.codes[:, start:stop].contiguous(), scale=self.scale[:, group].contiguous(), block=(rows, size))
 
     @classmethod
     def concat(cls, parts: Sequence[Self]) -> Self:

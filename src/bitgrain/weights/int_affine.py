@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import gcd
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from bitgrain.errors import LayoutError, ShardError
 from bitgrain.numerics.bitpack import PLANES, dense_bytes, pack_dense, unpack_dense
-from bitgrain.weights.base import Weight, WeightSpec, check_range, expand_columns
+from bitgrain.weights.base import Weight, WeightSpec, check_range, covering_groups, expand_columns
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -150,10 +149,7 @@ class IntAffineWeight(Weight):
         return self._cut_groups(packed, start, stop)
 
     def _cut_groups(self, packed: Tensor, start: int, stop: int) -> Self:
-        # a cut inside a group is exact with smaller groups that repeat the group's scale
-        size = self.group_size if start % self.group_size == 0 else gcd(start, self.group_size)
-        first = torch.arange(start, stop, size, device=self.scale.device)
-        group = torch.div(first, self.group_size, rounding_mode="floor")
+        group, size = covering_groups(self.group_size, start, stop, self.scale.device)
         zero = self.zero[:, group].contiguous() if isinstance(self.zero, Tensor) else self.zero
         width = stop - start
         if len(group) == 1:

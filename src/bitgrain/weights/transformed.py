@@ -101,6 +101,6 @@ class Transformed(Weight):
         return held if self.low_rank is None else {**held, "down": self.low_rank.down, "up": self.low_rank.up}
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
-        low = None if self.low_rank is None else LowRank(change(self.low_rank.down), change(self.low_rank.up))
+        low = None if self.low_rank is None else self.low_rank.map_tensors(change)
         inputs, outputs = (tuple(t.map_tensors(change) for t in maps) for maps in (self.inputs, self.outputs))
         return replace(self, inner=self.inner.map_tensors(change), inputs=inputs, low_rank=low, outputs=outputs)

@@ -213,3 +213,7 @@ class LowRank:
     def apply(self, x: Tensor) -> Tensor:
         """float32 [M, N] for x [M, K]."""
         return x.float() @ self.down.float().t() @ self.up.float().t()
+
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> LowRank:
+        """The correction with `change` applied to both factors."""
+        return LowRank(change(self.down), change(self.up))

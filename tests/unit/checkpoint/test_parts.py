@@ -5,7 +5,7 @@ import torch
 
 from bitgrain.checkpoint.headers import TensorHeader
 from bitgrain.checkpoint.ledger import Ledger
-from bitgrain.checkpoint.parts import Cut, Flatten, Pick, Transpose, divide, part_of, whole
+from bitgrain.checkpoint.parts import Cut, Flatten, Pick, Transpose, divide, join, part_of, whole
 from bitgrain.errors import ManyProblemsError, MissingTensorError, UnexpectedTensorError
 
 STORED = torch.arange(3 * 8 * 2 * 5).view(3, 8, 2, 5)
@@ -100,3 +100,14 @@ def test_ledger_refuses_a_second_consumer_of_one_part_and_of_no_other():
     ledger.consume("stack", "second", "b")
     with pytest.raises(UnexpectedTensorError, match="a: consumed by first and again by second"):
         ledger.consume("stack", "second", "a")
+
+
+def test_divisions_of_different_tensors_are_joined_and_a_doubled_part_is_noticed():
+    stack, single, other = header("s", (2, 3)), header("m.0", (3,)), header("o", (4,))
+    tensors = {h.name: h for h in (stack, single, other)}
+    first = divide({"s": stack}, {"s": [part_of(stack, "m.1", Pick(0, 1))]})
+    joined = join(tensors, first, divide({"m.0": single}, {}))
+    assert list(joined) == ["m.1", "m.0", "o"] and joined["m.1"].source == "s"
+    doubled = divide({"s": stack}, {"s": [part_of(stack, "m.0", Pick(0, 0))]})
+    with pytest.raises(UnexpectedTensorError, match=r"m\.0"):
+        join(tensors, doubled, divide({"m.0": single}, {}))

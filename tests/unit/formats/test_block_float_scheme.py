@@ -1,5 +1,7 @@
 """BlockFloatScheme: the tensors it declares, second scales as multipliers and divisors, inputs, and values that are refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -117,12 +119,14 @@ BLOCK_INPUT = ActivationSpec("fp4_e2m1", "group", 16, scale_type="e4m3", second_
 
 @pytest.mark.parametrize(("divides", "stored"), [(False, 0.25), (True, 4.0)])
 def test_second_input_scale_is_declared_and_read(divides, stored):
-    scheme = scheme_of("fp4_e2m1", activation=BLOCK_INPUT, input_name="input_second", input_divides=divides)
+    scheme = scheme_of("fp4_e2m1", activation=replace(BLOCK_INPUT, second_divides=divides), input_name="input_second")
     tensors = tensors_of("fp4_e2m1")
     assert problems_of(scheme, view(tensors)) == ["missing input_second"]
     tensors["input_second"] = torch.tensor([stored])
     assert problems_of(scheme, view(tensors)) == []
-    assert scheme.to_activation(tensors).second == 0.25
+    activation, x = scheme.to_activation(tensors), torch.randn(3, 32)
+    assert activation.second == stored
+    assert torch.equal(activation.fake_quantize(x), replace(BLOCK_INPUT, second=0.25).fake_quantize(x))
     with pytest.raises(BadValueError, match="input_second"):
         scheme.to_activation(tensors | {"input_second": torch.tensor([0.0])})
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from bitgrain.checkpoint.headers import TensorHeader
-from bitgrain.checkpoint.parts import Flatten, Pick, Step, StoredPart, Transpose, divide, part_of
+from bitgrain.checkpoint.parts import Flatten, Pick, Step, StoredPart, Transpose, divide, join, part_of
 from bitgrain.formats.expert_stacks import ExpertStack, divide_experts, stacked_name
 
 _LOCALS = {"": "weight", **{f"_{local}": local for local in ("weight_scale", "weight_scale_2", "input_scale", "bias")}}
@@ -43,7 +43,7 @@ def divide_stacks(tensors: Mapping[str, TensorHeader], stack: ExpertStack | None
             for local, header in held.items():
                 divided[header.name] = list(_parts(parent, projection, local, header, turned, layout))
     plain = divide_experts({name: header for name, header in tensors.items() if name not in divided}, stack)
-    return plain | divide({name: tensors[name] for name in divided}, divided)
+    return join(tensors, plain, divide({name: tensors[name] for name in divided}, divided))
 
 
 def _is_transposed(weight: TensorHeader, scale: TensorHeader | None, projection: str, stack: ExpertStack | None) -> bool:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from bitgrain.errors import ConfigError, ShapeMismatchError
-from bitgrain.formats.base import ModuleKind, ModuleView, QuantConfig, Scheme
+from bitgrain.formats.base import ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import FETCH, ConfigReader, words
 from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.examples import SHAPE, examples_of
 from bitgrain.formats.incoherence import require_transform
 from bitgrain.formats.qtip.schemes import QtipScheme, Trellis
-from bitgrain.formats.quip_params import SECTION, quip_params, read_skip_list, skip_rule_of, speaks_of_trellises
+from bitgrain.formats.quip_params import SECTION, decision, quip_params, read_skip_list, speaks_of_trellises
 from bitgrain.numerics.trellis_codes import COMPUTED, MAX_WINDOW, TABLED
 from bitgrain.weights import ActivationSpec, WeightSpec
 from bitgrain.weights.trellis import TILE
@@ -99,13 +99,7 @@ class QtipConfig(QuantConfig):
         return any(name in module.tensors for name in ("trellis", "SU", "SV", "tlut", "rcp"))
 
     def rule_for(self, module: ModuleView) -> tuple[bool, str]:
-        rule = skip_rule_of(self.skipped, module.name)
-        if rule is not None:
-            self.matched_rules.add(rule)
-            return False, f"excluded by skip_list {rule!r}"
-        if module.kind is ModuleKind.EMBEDDING:
-            return False, "embeddings are not quantized"
-        return True, f"config.json has {SECTION}"
+        return decision(self.skipped, module, self.matched_rules)
 
     def rules(self) -> Sequence[str]:
         return self.skipped

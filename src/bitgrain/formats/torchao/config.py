@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitgrain.checkpoint.headers import FLOAT_CODES, TensorHeader
-from bitgrain.checkpoint.parts import StoredPart
+from bitgrain.checkpoint.parts import StoredPart, divide, join
 from bitgrain.errors import ConfigError, ShapeMismatchError
 from bitgrain.formats.base import ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import ConfigReader
@@ -118,7 +118,7 @@ class TorchAOConfig(QuantConfig):
     def parts(self, tensors: Mapping[str, TensorHeader], experts: ExpertStack | None) -> dict[str, StoredPart]:
         stacked = divide_stacked(tensors, experts, self.records) if experts is not None else {}
         rest = {name: header for name, header in tensors.items() if name not in stacked}
-        return QuantConfig.parts(self, rest, experts) | {part.header.name: part for parts in stacked.values() for part in parts}
+        return join(tensors, QuantConfig.parts(self, rest, experts), divide({name: tensors[name] for name in stacked}, stacked))
 
     def is_quantized(self, module: ModuleView) -> bool:
         return any(name.endswith("_qdata") for name in module.tensors) or self._record(module) is not None
