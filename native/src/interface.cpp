@@ -163,7 +163,7 @@ void group_sums16(const uint16_t* x, int64_t rows, int64_t width, const int32_t*
 
 using namespace bitgrain;
 
-EXPORT int32_t bg_abi_version() { return 3; }
+EXPORT int32_t bg_abi_version() { return 4; }
 
 EXPORT const char* bg_instruction_set() { return active().name; }
 

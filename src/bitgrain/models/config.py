@@ -8,8 +8,8 @@ from typing import Any
 
 from bitgrain.errors import raise_all
 from bitgrain.layers.activation import ACTIVATIONS, ClampedGate, Gate, Gated
-from bitgrain.layers.experts import Routing
 from bitgrain.layers.rotary import Rope
+from bitgrain.layers.routing import Routing
 from bitgrain.models.config_keys import ConfigKeys
 from bitgrain.models.rope_config import DEFAULT_THETA, read_rope
 from bitgrain.models.windows import read_windows

@@ -6,7 +6,7 @@ from torch import nn
 
 from bitgrain.formats.expert_stacks import ExpertStack
 from bitgrain.layers.builder import ModelBuilder
-from bitgrain.layers.experts import SparseMLP
+from bitgrain.layers.sparse_mlp import SparseMLP
 from bitgrain.models.config import ModelConfig, Traits
 from bitgrain.models.decoder import SlotList
 from bitgrain.models.pre_norm import PreNormLM

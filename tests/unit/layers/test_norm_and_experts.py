@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from bitgrain.layers.activation import ACTIVATIONS, ClampedGate, Gated
-from bitgrain.layers.experts import Routing, SparseMLP
+from bitgrain.layers.experts import Experts
 from bitgrain.layers.norm import RMSNorm
+from bitgrain.layers.routing import Routing, choose
 
 
 def test_norm_divides_by_the_root_mean_square():
@@ -61,55 +62,42 @@ class Doubling(torch.nn.Module):
         return x * self.factor
 
 
-class Router(torch.nn.Module):
-    def __init__(self, scores):
-        super().__init__()
-        self.scores = scores
-
-    def forward(self, x):
-        return self.scores.to(x.dtype)
-
-
-def mixture(scores, normalize, per_token=2):
-    layer = SparseMLP.__new__(SparseMLP)
+def mixture(count):
+    layer = Experts.__new__(Experts)
     torch.nn.Module.__init__(layer)
-    layer.routing = Routing(scores.shape[1], per_token, normalize)
-    layer.router = Router(scores)
-    layer.experts = torch.nn.ModuleList(Doubling(10.0**i) for i in range(scores.shape[1]))
+    layer.experts = torch.nn.ModuleList(Doubling(10.0**i) for i in range(count))
     return layer
 
 
 def test_tokens_go_to_their_best_experts_with_softmax_weights():
     scores = torch.log(torch.tensor([[0.5, 0.1, 0.4], [0.1, 0.7, 0.2]]))
-    layer = mixture(scores, normalize=False)
-    x = torch.ones(2, 4)
-    assert torch.allclose(layer(x), torch.tensor([[0.5 + 40.0], [7.0 + 20.0]]).expand(2, 4))
+    layer, x = mixture(3), torch.ones(2, 4)
+    weight, chosen = choose(scores, Routing(3, 2, normalize=False))
+    assert torch.allclose(layer(x, weight, chosen), torch.tensor([[0.5 + 40.0], [7.0 + 20.0]]).expand(2, 4))
     assert [e.rows for e in layer.experts] == [1, 1, 2]
 
 
 def test_normalized_weights_sum_to_one():
     scores = torch.log(torch.tensor([[0.5, 0.1, 0.4]]))
-    weight, chosen = mixture(scores, normalize=True).route(torch.ones(1, 4))
+    weight, chosen = choose(scores, Routing(3, 2, normalize=True))
     assert torch.allclose(weight, torch.tensor([[5 / 9, 4 / 9]])) and chosen.tolist() == [[0, 2]]
 
 
 def test_softmax_over_the_chosen_scores():
     scores = torch.log(torch.tensor([[0.5, 0.1, 0.4], [0.1, 0.7, 0.2]])) + 3
-    layer = mixture(scores, normalize=False)
-    layer.routing = Routing(3, 2, normalize=False, over_chosen=True)
-    weight, chosen = layer.route(torch.ones(2, 4))
+    weight, chosen = choose(scores, Routing(3, 2, normalize=False, over_chosen=True))
     assert torch.allclose(weight, torch.tensor([[5 / 9, 4 / 9], [7 / 9, 2 / 9]])) and chosen.tolist() == [[0, 2], [1, 2]]
 
 
 def test_softmax_of_the_router_is_float32():
     scores = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
-    weight, chosen = mixture(scores, normalize=True).route(torch.ones(64, 4, dtype=torch.bfloat16))
+    weight, chosen = choose(scores, Routing(8, 2, normalize=True))
     best = torch.softmax(scores.float(), -1).topk(2, -1)
     assert torch.equal(weight, (best.values / best.values.sum(-1, keepdim=True)).bfloat16())
     assert torch.equal(chosen, best.indices)
 
 
 def test_expert_without_tokens_does_not_run():
-    layer = mixture(torch.tensor([[5.0, -9.0, 4.0]]), normalize=True)
-    layer(torch.ones(1, 4))
+    layer = mixture(3)
+    layer(torch.ones(1, 4), *choose(torch.tensor([[5.0, -9.0, 4.0]]), Routing(3, 2, normalize=True)))
     assert layer.experts[1].rows == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from bitgrain.errors import RequestError, RunError
 from bitgrain.settings import variable
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 SETS = {"portable": 1, "avx2": 2, "avx512": 4, "avx512bf16": 8, "amx": 16}
 FILE = Path(__file__).with_name("libbitgrain_cpu.so")
 
