@@ -1,6 +1,6 @@
 """Linear kernels against torch's bf16 product in the same run: medians of alternating calls, and shares of measured limits.
 
-    python benchmarks/kernels.py [--n 4096 --k 4096 --rows 1 8 64 512 --json]
+    python benchmarks/kernels.py [--n 4096 --k 4096 --rows 1 8 64 512 --json] [--cases q4_k q6_k --fidelity exact fast]
 
 "of read" is the share of this machine's measured read rate at which the prepared weight was streamed (rows = 1);
 weights rotate through a working set larger than the caches, so that they come from memory.
@@ -20,6 +20,7 @@ from bitgrain.kernels.base import LinearProblem
 from bitgrain.kernels.cpu import library
 from bitgrain.kernels.selection import Policy, select
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, WeightSpec
+from bitgrain.weights.super_block import super_block_spec
 from bitgrain.weights.synthetic import sample_weight
 
 CASES = {
@@ -28,6 +29,9 @@ CASES = {
     "W8A16 channel": (WeightSpec("int_affine", "uint8", 8, "channel", zero="constant", scale_dtype="bfloat16"), NO_ACTIVATION),
     "W8A8 int8 token": (WeightSpec("int_affine", "uint8", 8, "channel", zero="constant", scale_dtype="bfloat16"), ActivationSpec("int8", "token")),
     "FP8 block 128x128": (WeightSpec("float", "fp8_e4m3fn", 8, "block", block=(128, 128), scale_dtype="float32"), NO_ACTIVATION),
+    **{kind.lower(): (super_block_spec(kind), NO_ACTIVATION) for kind in ("Q4_1", "Q4_K", "Q6_K", "IQ4_XS")},
+    "W4A16 g32": (WeightSpec("int_affine", "uint4", 4, "group", 32, zero="constant", scale_dtype="float16"), NO_ACTIVATION),
+    "W8A16 g32": (WeightSpec("int_affine", "uint8", 8, "group", 32, zero="constant", scale_dtype="float16"), NO_ACTIVATION),
 }
 WORKING_SET = 600_000_000  # bytes; past the last-level cache of the machines that this ran on
 
@@ -45,10 +49,10 @@ def _seconds(call) -> float:
     return time.perf_counter() - start
 
 
-def measure(name: str, n: int, k: int, rows: int, repeats: int) -> dict[str, float | str]:
+def measure(name: str, n: int, k: int, rows: int, repeats: int, fidelity: str = "exact") -> dict[str, float | str]:
     """Median microseconds of the chosen kernel and of torch's bf16 linear, called in turn."""
     spec, act = CASES[name]
-    selection = select(LinearProblem(spec, act, n, k, "bfloat16"), "cpu", Policy(self_test=False))
+    selection = select(LinearProblem(spec, act, n, k, "bfloat16"), "cpu", Policy(fidelity=fidelity, self_test=False))
     kernel = selection.kernel
     first = kernel.prepare(sample_weight(spec, n, k), act)
     copies = max(1, min(64, WORKING_SET // first.nbytes)) if rows == 1 else 1
@@ -71,12 +75,14 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=4096)
     parser.add_argument("--k", type=int, default=4096)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64, 512])
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
+    parser.add_argument("--fidelity", nargs="+", default=["exact"], choices=["exact", "fast"])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     load, rate = os.getloadavg()[0], read_rate()
-    results = [measure(name, args.n, args.k, rows, args.repeats) for rows in args.rows for name in CASES]
-    record = {"instruction_set": library.instruction_set(), "threads": torch.get_num_threads(), "load_before": load, "read_GB_per_s": round(rate / 1e9, 1), "n": args.n, "k": args.k}
+    results = [measure(name, args.n, args.k, rows, args.repeats, fidelity) for rows in args.rows for name in args.cases for fidelity in args.fidelity]
+    record = {"instruction_set": library.instruction_set(), "threads": torch.get_num_threads(), "load_before": load, "read_GB_per_s": round(rate / 1e9, 1), "read_after_GB_per_s": round(read_rate() / 1e9, 1), "n": args.n, "k": args.k}
     if args.json:
         print(json.dumps({**record, "results": results}))
         return

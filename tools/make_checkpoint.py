@@ -3,6 +3,7 @@
     python tools/make_checkpoint.py OUT --shape 1b                    random W4A16 weights, about 1 GB
     python tools/make_checkpoint.py OUT --shape 1b --dense            the same modules in bfloat16, about 2.5 GB
     python tools/make_checkpoint.py OUT --shape 405b --sparse         sparse shards: headers are whole, data are holes
+    python tools/make_checkpoint.py OUT --shape 30b-a3b --hollow      experts; codes are holes (zeros), all else is random: loads, takes little disk
 
 Weights are written as GPTQ-style words (4 bits, groups of 128, symmetric), one tensor at a time: memory stays at one module.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,7 +27,7 @@ GROUP = 128
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a Llama-architecture model."""
+    """Sizes of a Llama-architecture model, or with `experts` of a Qwen3-MoE one (`intermediate` is an expert's then)."""
 
     hidden: int
     layers: int
@@ -35,6 +37,13 @@ class Shape:
     vocab: int
     tied: bool
     quantized: bool = True
+    experts: int = 0
+    per_token: int = 0
+    head: int = 0
+
+    @property
+    def head_dim(self) -> int:
+        return self.head or self.hidden // self.heads
 
 
 SHAPES = {
@@ -42,6 +51,8 @@ SHAPES = {
     "0.6b": Shape(1024, 28, 3072, 16, 8, 151936, True),
     "1b": Shape(2048, 16, 8192, 32, 8, 128256, True),
     "8b": Shape(4096, 32, 14336, 32, 8, 128256, False),
+    "tiny-moe": Shape(256, 2, 128, 4, 2, 512, False, experts=16, per_token=2, head=64),
+    "30b-a3b": Shape(2048, 48, 768, 32, 4, 151936, False, experts=128, per_token=8, head=128),
     "405b": Shape(16384, 126, 53248, 128, 8, 128256, False, quantized=False),
 }
 
@@ -50,16 +61,17 @@ Entry = tuple[str, str, list[int]]  # name, dtype, shape
 
 def modules(shape: Shape) -> Iterator[tuple[str, int, int]]:
     """(name, N, K) of every linear module."""
-    head = shape.hidden // shape.heads
+    head = shape.head_dim
     for i in range(shape.layers):
         layer = f"model.layers.{i}"
         yield f"{layer}.self_attn.q_proj", shape.heads * head, shape.hidden
         yield f"{layer}.self_attn.k_proj", shape.kv_heads * head, shape.hidden
         yield f"{layer}.self_attn.v_proj", shape.kv_heads * head, shape.hidden
         yield f"{layer}.self_attn.o_proj", shape.hidden, shape.heads * head
-        yield f"{layer}.mlp.gate_proj", shape.intermediate, shape.hidden
-        yield f"{layer}.mlp.up_proj", shape.intermediate, shape.hidden
-        yield f"{layer}.mlp.down_proj", shape.hidden, shape.intermediate
+        for mlp in [f"{layer}.mlp.experts.{e}" for e in range(shape.experts)] or [f"{layer}.mlp"]:
+            yield f"{mlp}.gate_proj", shape.intermediate, shape.hidden
+            yield f"{mlp}.up_proj", shape.intermediate, shape.hidden
+            yield f"{mlp}.down_proj", shape.hidden, shape.intermediate
 
 
 def entries(shape: Shape) -> Iterator[Entry]:
@@ -75,6 +87,10 @@ def entries(shape: Shape) -> Iterator[Entry]:
     for i in range(shape.layers):
         yield f"model.layers.{i}.input_layernorm.weight", "BF16", [shape.hidden]
         yield f"model.layers.{i}.post_attention_layernorm.weight", "BF16", [shape.hidden]
+        if shape.experts:
+            yield f"model.layers.{i}.mlp.gate.weight", "BF16", [shape.experts, shape.hidden]
+            yield f"model.layers.{i}.self_attn.q_norm.weight", "BF16", [shape.head_dim]
+            yield f"model.layers.{i}.self_attn.k_norm.weight", "BF16", [shape.head_dim]
     yield "model.norm.weight", "BF16", [shape.hidden]
     if not shape.tied:
         yield "lm_head.weight", "BF16", [shape.vocab, shape.hidden]
@@ -93,8 +109,8 @@ def data_of(entry: Entry, generator: torch.Generator) -> bytes:
     return values.bfloat16().view(torch.int16).numpy().tobytes()
 
 
-def write_shard(path: Path, part: list[Entry], generator: torch.Generator | None) -> None:
-    """Write one safetensors file; without a generator its data are holes of a sparse file."""
+def write_shard(path: Path, part: list[Entry], generator: torch.Generator | None, hollow: bool = False) -> None:
+    """Write one safetensors file; without a generator its data are holes of a sparse file; hollow: those of codes are."""
     header, at = {}, 0
     for name, dtype, shape in part:
         size = prod(shape) * BYTES[dtype]
@@ -108,10 +124,14 @@ def write_shard(path: Path, part: list[Entry], generator: torch.Generator | None
             file.truncate(8 + len(text) + at)
         else:
             for entry in part:
-                file.write(data_of(entry, generator))
+                if hollow and entry[0].endswith("qweight"):
+                    file.seek(prod(entry[2]) * BYTES[entry[1]], os.SEEK_CUR)
+                else:
+                    file.write(data_of(entry, generator))
+            file.truncate(8 + len(text) + at)
 
 
-def write_checkpoint(out: Path, shape: Shape, sparse: bool, shard_bytes: int = 5_000_000_000, seed: int = 0) -> int:
+def write_checkpoint(out: Path, shape: Shape, sparse: bool, shard_bytes: int = 5_000_000_000, seed: int = 0, hollow: bool = False) -> int:
     """Write config.json, shards and index; returns the bytes of all tensors."""
     out.mkdir(parents=True, exist_ok=True)
     parts: list[list[Entry]] = [[]]
@@ -127,7 +147,7 @@ def write_checkpoint(out: Path, shape: Shape, sparse: bool, shard_bytes: int = 5
     weight_map = {}
     for i, part in enumerate(parts, 1):
         name = f"model-{i:05d}-of-{len(parts):05d}.safetensors"
-        write_shard(out / name, part, generator)
+        write_shard(out / name, part, generator, hollow)
         weight_map.update({entry[0]: name for entry in part})
     (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
     (out / "config.json").write_text(json.dumps(config(shape), indent=1))
@@ -142,6 +162,11 @@ def config(shape: Shape) -> dict[str, object]:
         "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": shape.tied, "hidden_act": "silu",
         "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
+    if shape.experts:
+        found |= {
+            "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": shape.experts, "num_experts_per_tok": shape.per_token,
+            "moe_intermediate_size": shape.intermediate, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "head_dim": shape.head_dim,
+        }  # fmt: skip
     if shape.quantized:
         found["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True, "desc_act": False, "checkpoint_format": "gptq"}
     return found
@@ -153,10 +178,14 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--dense", action="store_true", help="bfloat16 weights instead of quantized ones")
     parser.add_argument("--sparse", action="store_true", help="holes instead of data")
+    parser.add_argument("--hollow", action="store_true", help="holes instead of codes")
+    parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
+    parser.add_argument("--vocab", type=int, help="fewer tokens than the shape has, so that other modules are the largest")
     parser.add_argument("--shard-bytes", type=int, default=5_000_000_000)
     args = parser.parse_args()
     shape = SHAPES[args.shape]
-    total = write_checkpoint(args.out, replace(shape, quantized=shape.quantized and not args.dense), args.sparse, args.shard_bytes)
+    shape = replace(shape, quantized=shape.quantized and not args.dense, layers=args.layers or shape.layers, vocab=args.vocab or shape.vocab)
+    total = write_checkpoint(args.out, shape, args.sparse, args.shard_bytes, hollow=args.hollow)
     print(f"{args.out}: {total / 1e9:.2f} GB in {len(list(args.out.glob('*.safetensors')))} files")
 
 

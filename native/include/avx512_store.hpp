@@ -1,7 +1,5 @@
 // One row of one panel, from float32 to y's dtype, bias added before the one rounding.  Internal linkage.
 #pragma once
-#include <algorithm>
-
 #include "avx512_values.hpp"
 
 namespace bitgrain {
@@ -17,7 +15,7 @@ inline __m512i to_bf16(__m512 values) {  // nearest, ties to even, NaN stays NaN
 
 template <class Args>
 inline void store_panel(const Args& args, int64_t row, int64_t first, __m512 values) {
-  const int64_t count = std::min<int64_t>(PANEL, args.n - first);
+  const int64_t left = args.n - first, count = left < PANEL ? left : PANEL;
   if (count <= 0) return;
   const __mmask16 lanes = __mmask16((1u << count) - 1);
   if (args.y_dtype == F32) {

@@ -2,36 +2,61 @@
 // bfloat16: integers up to 128, float8 numbers.  Internal linkage; needs AVX-512 (F, BW, VBMI).
 #pragma once
 #include "avx512_values.hpp"
-#include "tile_plan.hpp"
 
 namespace bitgrain {
 namespace {
 
 constexpr int64_t PAIR_BYTES = 64;  // one pair of in features of one panel
 
-// Pairs<Decoder>::store writes the four pairs of one unit.
+// Pairs<Decoder>, made of the arguments, writes the four pairs of one unit with store(unit, to).
 template <class Decoder>
 struct Pairs;
 
-template <>
-struct Pairs<Nibble> {
+struct NibblePairs {
+  __m512i table;
+
   // A lookup of 16-bit lanes reads five index bits; the table repeats itself, so the fifth may be anything.
   template <int P>
-  static __m512i value(__m512i codes) {
-    alignas(64) static constexpr uint16_t TABLE[32] = {
-        0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
-        0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
+  __m512i value(__m512i codes) const {
     const __m512i even = _mm512_srli_epi32(codes, 8 * P);
     const __m512i odd = P < 2 ? _mm512_slli_epi32(codes, 12 - 8 * (P & 1)) : _mm512_srli_epi32(codes, P == 2 ? 4 : 12);
-    return _mm512_permutexvar_epi16(_mm512_mask_blend_epi16(0xaaaaaaaa, even, odd), _mm512_load_si512(TABLE));
+    return _mm512_permutexvar_epi16(_mm512_mask_blend_epi16(0xaaaaaaaa, even, odd), table);
   }
 
-  static void store(const uint8_t* unit, uint8_t* to) {
+  void store(const uint8_t* unit, uint8_t* to) const {
     const __m512i codes = load64(unit);
     _mm512_storeu_si512(to, value<0>(codes));
     _mm512_storeu_si512(to + 64, value<1>(codes));
     _mm512_storeu_si512(to + 128, value<2>(codes));
     _mm512_storeu_si512(to + 192, value<3>(codes));
+  }
+};
+
+template <>
+struct Pairs<Nibble> : NibblePairs {
+  explicit Pairs(const GroupedArgs&) {
+    alignas(64) static constexpr uint16_t TABLE[32] = {
+        0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
+        0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
+    table = _mm512_load_si512(TABLE);
+  }
+};
+
+// Only for tables that are exact in bfloat16: their upper halves are the table.
+template <>
+struct Pairs<Table> : NibblePairs {
+  explicit Pairs(const GroupedArgs& args) {
+    const __m512i upper = _mm512_srli_epi32(_mm512_loadu_si512(args.table), 16);
+    const __m256i halves = _mm512_cvtepi32_epi16(upper);
+    table = _mm512_inserti64x4(_mm512_castsi256_si512(halves), halves, 1);
+  }
+};
+
+template <>
+struct Pairs<DenseBf16> : Plain {
+  using Plain::Plain;
+  void store(const uint8_t* unit, uint8_t* to) const {
+    for (int i = 0; i < 4; ++i) _mm512_storeu_si512(to + 64 * i, load64(unit + 64 * i));
   }
 };
 
@@ -108,8 +133,9 @@ inline __m512i look_up(const uint8_t (&table)[128], __m512i codes) {  // reads s
 }
 
 template <>
-struct Pairs<Byte> {
-  static void store(const uint8_t* unit, uint8_t* to) {
+struct Pairs<Byte> : Plain {
+  using Plain::Plain;
+  void store(const uint8_t* unit, uint8_t* to) const {
     const __m512i top = _mm512_set1_epi8(char(0x80));
     for (int i = 0; i < 2; ++i) {
       const __m512i codes = load64(unit + 64 * i), magnitude = _mm512_abs_epi8(codes);
@@ -120,7 +146,8 @@ struct Pairs<Byte> {
   }
 };
 
-struct FloatPairs {
+struct FloatPairs : Plain {
+  using Plain::Plain;
   static void store_with(const Magnitudes& table, const uint8_t* unit, uint8_t* to) {
     for (int i = 0; i < 2; ++i) {
       const __m512i codes = load64(unit + 64 * i);
@@ -131,12 +158,14 @@ struct FloatPairs {
 
 template <>
 struct Pairs<Float4> : FloatPairs {
-  static void store(const uint8_t* unit, uint8_t* to) { store_with(E4M3_PARTS, unit, to); }
+  using FloatPairs::FloatPairs;
+  void store(const uint8_t* unit, uint8_t* to) const { store_with(E4M3_PARTS, unit, to); }
 };
 
 template <>
 struct Pairs<Float5> : FloatPairs {
-  static void store(const uint8_t* unit, uint8_t* to) { store_with(E5M2_PARTS, unit, to); }
+  using FloatPairs::FloatPairs;
+  void store(const uint8_t* unit, uint8_t* to) const { store_with(E5M2_PARTS, unit, to); }
 };
 
 // Decodes steps [first, last) of one panel: [step][16 pairs][16 out features][2]; pairs beyond the last unit are zero.
@@ -145,12 +174,13 @@ inline void decode_steps(const GroupedArgs& args, int64_t panel, int64_t first, 
   const int64_t end = last * STEP / UNIT, units = end < args.units ? end : args.units;
   const uint8_t* from = args.codes + panel * args.units * Decoder::BYTES;
   int64_t unit = first * STEP / UNIT;
+  const Pairs<Decoder> pairs(args);
   // the next block of this panel, which is read after others have been decoded and multiplied
   const int64_t ahead = (end - unit) * Decoder::BYTES;
   for (; unit < units; ++unit, to += 4 * PAIR_BYTES) {
     const uint8_t* at = from + unit * Decoder::BYTES;
     for (int64_t line = 0; line < Decoder::BYTES; line += 64) _mm_prefetch(reinterpret_cast<const char*>(at + ahead + line), _MM_HINT_T0);
-    Pairs<Decoder>::store(at, to);
+    pairs.store(at, to);
   }
   for (; unit < end; ++unit, to += 4 * PAIR_BYTES) {
     for (int i = 0; i < 4; ++i) _mm512_storeu_si512(to + i * PAIR_BYTES, _mm512_setzero_si512());

@@ -7,11 +7,9 @@
 namespace bitgrain {
 namespace {
 
-constexpr int WIDE = 2;  // panels that are multiplied together
-
 struct Work {
   const GroupedArgs& args;
-  const std::vector<Block>& blocks;
+  const Cut& cut;
   int64_t width;     // in features of a padded row of args.x16
   uint8_t* weights;  // [WIDE][BLOCK / STEP][16][64]
   float* totals;     // [ROW_BLOCK][WIDE][16]

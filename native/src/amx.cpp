@@ -5,7 +5,6 @@
 #include <cstring>
 #include <sys/syscall.h>
 #include <unistd.h>
-#include <vector>
 
 #include "bf16_work.hpp"
 
@@ -13,6 +12,8 @@ namespace bitgrain {
 namespace {
 
 constexpr int TILE_ROWS = 16;
+
+inline int64_t fewer(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Tiles 0-3 are the sums of two row tiles by WIDE panels, 4 and 5 activations, 6 and 7 weights.
 struct alignas(64) TileShapes {
@@ -30,7 +31,7 @@ struct alignas(64) TileShapes {
 
 struct TileScope {
   explicit TileScope(int64_t rows) {
-    const TileShapes shapes(int(std::min<int64_t>(rows, TILE_ROWS)));
+    const TileShapes shapes(int(fewer(rows, TILE_ROWS)));
     _tile_loadconfig(&shapes);
   }
   ~TileScope() { _tile_release(); }
@@ -42,7 +43,7 @@ struct TileScope {
 inline void add_segment(const Work& work, const Segment& segment, int64_t panel, int slot, int64_t row, int64_t base, int rows, const float* sums) {
   const GroupedArgs& args = work.args;
   const int64_t place = (panel * args.groups + segment.group) * PANEL;
-  const V scale = load_scale(args, place);
+  const V scale = load_scale(args, place, panel * PANEL);
   float* totals = work.totals + ((row - base) * WIDE + slot) * PANEL;
   if (args.x_sums == nullptr || !segment.opens) {
 #pragma GCC unroll 4
@@ -84,10 +85,10 @@ inline void multiply_segment(const Work& work, const Block& block, const Segment
     }
   }
   _tile_stored(0, sums, 64);
-  add_segment(work, segment, panel, 0, row, base, std::min(rows, TILE_ROWS), sums);
+  add_segment(work, segment, panel, 0, row, base, fewer(rows, TILE_ROWS), sums);
   if (PANELS > 1) {
     _tile_stored(1, sums, 64);
-    add_segment(work, segment, panel + 1, 1, row, base, std::min(rows, TILE_ROWS), sums);
+    add_segment(work, segment, panel + 1, 1, row, base, fewer(rows, TILE_ROWS), sums);
   }
   if (ROW_TILES > 1) {
     _tile_stored(2, sums, 64);
@@ -102,11 +103,13 @@ inline void multiply_segment(const Work& work, const Block& block, const Segment
 template <class Decoder, int PANELS>
 inline void panels_rows(const Work& work, int64_t panel, int64_t base, int64_t rows) {
   std::memset(work.totals, 0, size_t(rows) * WIDE * PANEL * 4);
-  for (const Block& block : work.blocks) {
+  for (const Block *at_block = work.cut.blocks, *last = at_block + work.cut.block_count; at_block < last; ++at_block) {
+    const Block& block = *at_block;
     for (int p = 0; p < PANELS; ++p) decode_steps<Decoder>(work.args, panel + p, block.first, block.last, work.weights + p * (BLOCK / STEP) * 1024);
     for (int64_t at = 0; at < rows; at += 2 * TILE_ROWS) {
-      const int left = int(std::min<int64_t>(rows - at, 2 * TILE_ROWS));
-      for (const Segment& segment : block.segments) {
+      const int left = int(fewer(rows - at, 2 * TILE_ROWS));
+      for (int64_t i = block.segment_begin; i < block.segment_end; ++i) {
+        const Segment& segment = work.cut.segments[i];
         if (left > TILE_ROWS) multiply_segment<2, PANELS>(work, block, segment, panel, base + at, base, left);
         else multiply_segment<1, PANELS>(work, block, segment, panel, base + at, base, left);
       }
@@ -122,8 +125,6 @@ inline void panels_rows(const Work& work, int64_t panel, int64_t base, int64_t r
 
 namespace bitgrain {
 namespace {
-
-void grouped16(const GroupedArgs& args) { grouped16_by_kind<TileScope>(args); }
 
 // ---------------------------------------------------------------- integer
 
@@ -163,7 +164,7 @@ inline void integer_tiles(const IntegerArgs& args, const uint8_t* tail, int64_t 
       if (PANELS > 1) _tile_dpbusd(3, 5, 7);
     }
   }
-  const int rows = int(std::min<int64_t>(args.rows - row, TILE_ROWS * ROW_TILES)), upper = std::min(rows, TILE_ROWS);
+  const int rows = int(fewer(args.rows - row, TILE_ROWS * ROW_TILES)), upper = fewer(rows, TILE_ROWS);
   _tile_stored(0, dots, 64);
   store_integers(args, row, upper, panel, dots);
   if (PANELS > 1) {
@@ -181,33 +182,27 @@ inline void integer_tiles(const IntegerArgs& args, const uint8_t* tail, int64_t 
 }
 
 template <int PANELS>
-inline void integer_rows(const IntegerArgs& args, int64_t panel) {
+inline void integer_rows(const IntegerArgs& args, int64_t panel, int64_t row, int64_t row_end) {
   alignas(64) uint8_t tail[PANELS * 1024] = {};
   const int64_t full = args.quads / 16 * 16;
   for (int p = 0; p < PANELS; ++p) std::memcpy(tail + p * 1024, args.codes + ((panel + p) * args.quads + full) * 64, size_t(args.quads - full) * 64);
-  for (int64_t row = 0; row < args.rows; row += 2 * TILE_ROWS) {
-    if (args.rows - row > TILE_ROWS) integer_tiles<2, PANELS>(args, tail, panel, row);
+  for (; row < row_end; row += 2 * TILE_ROWS) {
+    if (row_end - row > TILE_ROWS) integer_tiles<2, PANELS>(args, tail, panel, row);
     else integer_tiles<1, PANELS>(args, tail, panel, row);
   }
 }
 
-void integer(const IntegerArgs& args) {
-  const int64_t panels = (args.n + PANEL - 1) / PANEL, wide = (panels + WIDE - 1) / WIDE;
-#pragma omp parallel num_threads(args.threads) if (wide > 1)
-  {
-    const TileScope scope(args.rows);
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < wide; ++task) {
-      if (task * WIDE + 1 < panels) integer_rows<2>(args, task * WIDE);
-      else integer_rows<1>(args, task * WIDE);
-    }
-  }
+void integer(const IntegerArgs& args, int64_t panel, int64_t panel_end, int64_t row, int64_t row_end) {
+  const TileScope scope(args.rows);
+  if (panel_end - panel > 1) integer_rows<2>(args, panel, row, row_end);
+  else integer_rows<1>(args, panel, row, row_end);
 }
 
 }  // namespace
 
 const Kernels& amx_kernels() {
-  static const Kernels table = {"amx", avx512_kernels().grouped, grouped16, integer, avx512_kernels().quantize};
+  const Kernels& plain = avx512_kernels();
+  static const Kernels table = {"amx", plain.grouped, grouped16_by_kind<TileScope>, nullptr, nullptr, integer, plain.widen_range, plain.quantize, true};
   return table;
 }
 

@@ -31,19 +31,26 @@ struct V {
 
 inline __m256i load32(const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
 
-struct Nibble {
+// A decoder that needs nothing of the arguments.
+struct Plain {
+  explicit Plain(const GroupedArgs&) {}
+};
+
+struct Nibble : Plain {
+  using Plain::Plain;
   static constexpr int64_t BYTES = 64;
   template <int J>
-  static V value(const uint8_t* unit, int half) {
+  V value(const uint8_t* unit, int half) const {
     const __m256i nibble = _mm256_and_si256(_mm256_srli_epi32(load32(unit + 32 * half), 4 * J), _mm256_set1_epi32(15));
     return {_mm256_cvtepi32_ps(_mm256_sub_epi32(nibble, _mm256_set1_epi32(8)))};
   }
 };
 
-struct Byte {
+struct Byte : Plain {
+  using Plain::Plain;
   static constexpr int64_t BYTES = 128;
   template <int J>
-  static V value(const uint8_t* unit, int half) {
+  V value(const uint8_t* unit, int half) const {
     const __m256i lanes = load32(unit + 64 * (J / 4) + 32 * half);
     return {_mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(lanes, 24 - 8 * (J % 4)), 24))};
   }
@@ -52,36 +59,88 @@ struct Byte {
 // float8 as the upper part of a half: E5M2 is one, E4M3 is one of another bias (the factor 2^8 stands in the scale)
 inline __m256 halves(__m128i bits) { return _mm256_cvtph_ps(bits); }
 
-struct Float4 {
+struct Float4 : Plain {
+  using Plain::Plain;
   static constexpr int64_t BYTES = 128;
   template <int J>
-  static V value(const uint8_t* unit, int half) {
-    const __m128i codes = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(unit + 16 * J + 8 * half)));
-    const __m128i sign = _mm_slli_epi16(_mm_and_si128(codes, _mm_set1_epi16(0x80)), 8);
-    const __m128i magnitude = _mm_slli_epi16(_mm_and_si128(codes, _mm_set1_epi16(0x7f)), 7);
-    return {halves(_mm_or_si128(sign, magnitude))};
+  V value(const uint8_t* unit, int half) const {
+    const __m128i codes = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(unit + 16 * J + 8 * half)));
+    // the sign extends over the upper bits: one mask keeps sign and magnitude of the half
+    return {halves(_mm_and_si128(_mm_slli_epi16(codes, 7), _mm_set1_epi16(int16_t(0xbf80))))};
   }
 };
 
-struct Float5 {
+struct Float5 : Plain {
+  using Plain::Plain;
   static constexpr int64_t BYTES = 128;
   template <int J>
-  static V value(const uint8_t* unit, int half) {
+  V value(const uint8_t* unit, int half) const {
     const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(unit + 16 * J + 8 * half));
     return {halves(_mm_slli_epi16(_mm_cvtepu8_epi16(codes), 8))};
   }
+};
+
+struct Table {
+  static constexpr int64_t BYTES = 64;
+  __m256 low, high;
+  explicit Table(const GroupedArgs& args) : low(_mm256_loadu_ps(args.table)), high(_mm256_loadu_ps(args.table + 8)) {}
+  // A lookup by lane index reads the low three bits; the fourth, moved to the sign, chooses the half of the table.
+  template <int J>
+  V value(const uint8_t* unit, int half) const {
+    const __m256i codes = load32(unit + 32 * half), index = _mm256_srli_epi32(codes, 4 * J);
+    const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28 - 4 * J));
+    return {_mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index), upper)};
+  }
+};
+
+struct DenseBf16 : Plain {
+  using Plain::Plain;
+  static constexpr int64_t BYTES = 256;
+  template <int J>
+  V value(const uint8_t* unit, int half) const {
+    const __m256i pair = load32(unit + 64 * (J / 2) + 32 * half);
+    return {_mm256_castsi256_ps(J & 1 ? _mm256_and_si256(pair, _mm256_set1_epi32(int(0xffff0000))) : _mm256_slli_epi32(pair, 16))};
+  }
+};
+
+struct DenseHalf : Plain {
+  using Plain::Plain;
+  static constexpr int64_t BYTES = 256;
+  template <int J>
+  V value(const uint8_t* unit, int half) const {
+    return V::load_half(reinterpret_cast<const uint16_t*>(unit + 32 * J + 16 * half));
+  }
+};
+
+struct DenseFloat : Plain {
+  using Plain::Plain;
+  static constexpr int64_t BYTES = 512;
+  template <int J>
+  V value(const uint8_t* unit, int half) const {
+    return V::load(reinterpret_cast<const float*>(unit + 64 * J + 32 * half));
+  }
+};
+
+struct Decoders {
+  using Nibble = bitgrain::Nibble;
+  using Byte = bitgrain::Byte;
+  using Float4 = bitgrain::Float4;
+  using Float5 = bitgrain::Float5;
+  using Table = bitgrain::Table;
+  using DenseBf16 = bitgrain::DenseBf16;
+  using DenseHalf = bitgrain::DenseHalf;
+  using DenseFloat = bitgrain::DenseFloat;
 };
 
 }  // namespace
 }  // namespace bitgrain
 
 #include "grouped.hpp"
+#include "fixed_avx2.hpp"
 #include "quantize.hpp"
 
 namespace bitgrain {
 namespace {
-
-void grouped(const GroupedArgs& args) { grouped_by_kind<Nibble, Byte, Float4, Float5>(args); }
 
 // Four rows at most share the widened weights.  Products of 16-bit numbers are exact in 32 bits: the 8-bit multiply-add
 // of this instruction set saturates and is not used.
@@ -110,20 +169,20 @@ inline void integer_tile(const IntegerArgs& args, const uint8_t* codes, int64_t 
   for (int r = 0; r < ROWS; ++r) store_integer(args, row + r, panel * PANEL, dots[r]);
 }
 
-void integer_rows(const IntegerArgs& args, int64_t panel, int64_t row, int64_t end) {
+inline void integer_rows(const IntegerArgs& args, int64_t panel, int64_t row, int64_t end) {
   const uint8_t* codes = args.codes + panel * args.quads * 64;
   for (; row + 4 <= end; row += 4) integer_tile<4>(args, codes, panel, row);
   for (; row < end; ++row) integer_tile<1>(args, codes, panel, row);
 }
 
-void integer(const IntegerArgs& args) { integer_blocks(args, integer_rows); }
-
-void quantize(const QuantizeArgs& args) { quantize_rows(args); }
+void integer(const IntegerArgs& args, int64_t panel, int64_t panel_end, int64_t row, int64_t row_end) {
+  for (; panel < panel_end; ++panel) integer_rows(args, panel, row, row_end);
+}
 
 }  // namespace
 
 const Kernels& avx2_kernels() {
-  static const Kernels table = {"avx2", grouped, nullptr, integer, quantize};
+  static const Kernels table = {"avx2", grouped_by_kind<Decoders>, nullptr, fixed_by_kind, split_row, integer, widen_range, quantize_rows, false};
   return table;
 }
 

@@ -6,8 +6,6 @@
 namespace bitgrain {
 namespace {
 
-void grouped(const GroupedArgs& args) { grouped_by_kind<Nibble, Byte, Float4, Float5>(args); }
-
 // In place: the compiler's intrinsic copies every accumulator before the instruction (GCC 12).
 inline void dot_in_place(__m512i& sum, __m512i unsigned_bytes, __m512i signed_bytes) {
   __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "v"(signed_bytes));
@@ -38,21 +36,21 @@ inline void integer_tile(const IntegerArgs& args, const uint8_t* codes, int64_t 
   }
 }
 
-void integer_rows(const IntegerArgs& args, int64_t panel, int64_t row, int64_t end) {
+inline void integer_rows(const IntegerArgs& args, int64_t panel, int64_t row, int64_t end) {
   const uint8_t* codes = args.codes + panel * args.quads * 64;
   for (; row + 8 <= end; row += 8) integer_tile<8>(args, codes, panel, row);
   for (; row + 2 <= end; row += 2) integer_tile<2>(args, codes, panel, row);
   for (; row < end; ++row) integer_tile<1>(args, codes, panel, row);
 }
 
-void integer(const IntegerArgs& args) { integer_blocks(args, integer_rows); }
-
-void quantize(const QuantizeArgs& args) { quantize_rows(args); }
+void integer(const IntegerArgs& args, int64_t panel, int64_t panel_end, int64_t row, int64_t row_end) {
+  for (; panel < panel_end; ++panel) integer_rows(args, panel, row, row_end);
+}
 
 }  // namespace
 
 const Kernels& avx512_kernels() {
-  static const Kernels table = {"avx512", grouped, nullptr, integer, quantize};
+  static const Kernels table = {"avx512", grouped_by_kind<Decoders>, nullptr, nullptr, nullptr, integer, widen_range, quantize_rows, false};
   return table;
 }
 

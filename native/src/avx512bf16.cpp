@@ -1,6 +1,5 @@
 // AVX-512 with BF16: bfloat16 activations times decoded weights, two in features per lane; the rest as AVX-512.
 #include <cstring>
-#include <vector>
 
 #include "bf16_work.hpp"
 
@@ -42,7 +41,7 @@ inline void multiply_segment(const Work& work, const Block& block, const Segment
   const bool shifted = args.x_sums != nullptr && segment.opens;
   for (int p = 0; p < PANELS; ++p) {
     const int64_t place = ((panel + p) * args.groups + segment.group) * PANEL;
-    const V scale = load_scale(args, place);
+    const V scale = load_scale(args, place, (panel + p) * PANEL);
     const V zero = shifted ? load_zero(args, place) : V::zero();
     for (int r = 0; r < ROWS; ++r) {
       V dot = {_mm512_add_ps(sum[r][p][0], sum[r][p][1])};
@@ -55,7 +54,8 @@ inline void multiply_segment(const Work& work, const Block& block, const Segment
 
 template <int PANELS>
 inline void multiply_rows(const Work& work, const Block& block, int64_t panel, int64_t base, int64_t rows) {
-  for (const Segment& segment : block.segments) {
+  for (int64_t i = block.segment_begin; i < block.segment_end; ++i) {
+    const Segment& segment = work.cut.segments[i];
     int64_t at = 0;
     for (; at + TALL <= rows; at += TALL) multiply_segment<TALL, PANELS>(work, block, segment, panel, base + at, base);
     for (; at + 2 <= rows; at += 2) multiply_segment<2, PANELS>(work, block, segment, panel, base + at, base);
@@ -66,7 +66,8 @@ inline void multiply_rows(const Work& work, const Block& block, int64_t panel, i
 template <class Decoder, int PANELS>
 inline void panels_rows(const Work& work, int64_t panel, int64_t base, int64_t rows) {
   std::memset(work.totals, 0, size_t(rows) * WIDE * PANEL * 4);
-  for (const Block& block : work.blocks) {
+  for (const Block *at_block = work.cut.blocks, *last = at_block + work.cut.block_count; at_block < last; ++at_block) {
+    const Block& block = *at_block;
     for (int p = 0; p < PANELS; ++p) decode_steps<Decoder>(work.args, panel + p, block.first, block.last, work.weights + p * (BLOCK / STEP) * 1024);
     multiply_rows<PANELS>(work, block, panel, base, rows);
   }
@@ -83,15 +84,11 @@ struct NoScope {
 #include "grouped16.hpp"
 
 namespace bitgrain {
-namespace {
 
-void grouped16(const GroupedArgs& args) { grouped16_by_kind<NoScope>(args); }
-
-}  // namespace
-
-// The table of AVX-512 with the one kernel replaced.
+// The table of AVX-512 with the one kernel added.
 const Kernels& avx512bf16_kernels() {
-  static const Kernels table = {"avx512bf16", avx512_kernels().grouped, grouped16, avx512_kernels().integer, avx512_kernels().quantize};
+  const Kernels& plain = avx512_kernels();
+  static const Kernels table = {"avx512bf16", plain.grouped, grouped16_by_kind<NoScope>, nullptr, nullptr, plain.integer, plain.widen_range, plain.quantize, false};
   return table;
 }
 

@@ -1,19 +1,18 @@
 // The C interface: plain pointers and sizes, error codes, no dependence on any framework.
 #include <cstdint>
 #include <cstring>
-#include <vector>
+#include <new>
+#include <stdexcept>
 
-#include "scalar.hpp"
+#include "experts.hpp"
+#include "linear.hpp"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace bitgrain {
 namespace {
 
-enum Status : int32_t { OK = 0, UNKNOWN_SET = 1, UNAVAILABLE_SET = 2, OUT_OF_MEMORY = 3 };
-
-// Activations, in elements, below which a pass over them costs less than waking the other threads.
-constexpr int64_t WORTH_SHARING = 1 << 18;
+enum Status : int32_t { OK = 0, UNKNOWN_SET = 1, UNAVAILABLE_SET = 2, OUT_OF_MEMORY = 3, UNKNOWN_EXPERT = 4 };
 
 const Kernels* chosen = nullptr;
 
@@ -82,82 +81,6 @@ const Kernels& active() {
   return *chosen;
 }
 
-// x as float32 [rows, units * 8], columns taken by `gather` (-1: a zero) or in order, zero beyond K
-void widen(const void* x, int32_t dtype, int64_t rows, int64_t k, int64_t width, const int32_t* gather, float* out, int32_t threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 7)
-  for (int64_t row = 0; row < rows; ++row) {
-    float* to = out + row * width;
-    if (gather != nullptr) {
-      for (int64_t i = 0; i < width; ++i) to[i] = gather[i] < 0 ? 0.0f : load_scalar(x, row * k + gather[i], dtype);
-      continue;
-    }
-    if (dtype == F32) {
-      std::memcpy(to, static_cast<const float*>(x) + row * k, size_t(k) * 4);
-    } else if (dtype == BF16) {
-      const uint16_t* from = static_cast<const uint16_t*>(x) + row * k;
-      for (int64_t i = 0; i < k; ++i) to[i] = bf16_to_float(from[i]);
-    } else {
-      const uint16_t* from = static_cast<const uint16_t*>(x) + row * k;
-      for (int64_t i = 0; i < k; ++i) to[i] = half_to_float(from[i]);
-    }
-    for (int64_t i = k; i < width; ++i) to[i] = 0.0f;
-  }
-}
-
-void group_sums(const float* x, int64_t rows, int64_t width, const int32_t* ends, int64_t groups, float* sums, int32_t threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 7)
-  for (int64_t row = 0; row < rows; ++row) {
-    int64_t at = 0;
-    for (int64_t g = 0; g < groups; ++g) {
-      float sum = 0.0f;
-      for (const int64_t end = int64_t(ends[g]) * UNIT; at < end; ++at) sum += x[row * width + at];
-      sums[row * groups + g] = sum;
-    }
-  }
-}
-
-// True when every group but the last ends at a whole step of 32 in features.
-bool whole_steps(const int32_t* ends, int64_t groups) {
-  for (int64_t g = 0; g + 1 < groups; ++g) {
-    if (ends[g] % 4 != 0) return false;
-  }
-  return true;
-}
-
-// x as bfloat16 [rows up to 16 or the next multiple of 16, width], columns as in `widen`; zeros where there is nothing
-void pad_rows(const uint16_t* x, int64_t rows, int64_t padded, int64_t k, int64_t units, int64_t width, const int32_t* gather, uint16_t* out, int32_t threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > WORTH_SHARING)
-  for (int64_t row = 0; row < padded; ++row) {
-    uint16_t* to = out + row * width;
-    int64_t filled = 0;
-    if (row < rows && gather != nullptr) {
-      for (filled = 0; filled < units * UNIT; ++filled) to[filled] = gather[filled] < 0 ? 0 : x[row * k + gather[filled]];
-    } else if (row < rows) {
-      std::memcpy(to, x + row * k, size_t(k) * 2);
-      filled = k;
-    }
-    std::memset(to + filled, 0, size_t(width - filled) * 2);
-  }
-}
-
-// Sums of whole steps, sixteen partial sums each, added in order; [groups, rows], so that a tile reads neighbours.
-void group_sums16(const uint16_t* x, int64_t rows, int64_t width, const int32_t* ends, int64_t groups, float* sums, int32_t threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > WORTH_SHARING)
-  for (int64_t row = 0; row < rows; ++row) {
-    int64_t at = 0;
-    for (int64_t g = 0; g < groups; ++g) {
-      float part[16] = {};
-      for (const int64_t end = g + 1 < groups ? int64_t(ends[g]) * UNIT : width; at < end; at += 16) {
-        for (int64_t i = 0; i < 16; ++i) part[i] += bf16_to_float(x[row * width + at + i]);
-      }
-      for (int64_t half = 8; half > 0; half /= 2) {
-        for (int64_t i = 0; i < half; ++i) part[i] += part[i + half];
-      }
-      sums[g * rows + row] = part[0];
-    }
-  }
-}
-
 }  // namespace
 }  // namespace bitgrain
 
@@ -191,74 +114,57 @@ EXPORT int32_t bg_choose_set(const char* name) {
 }
 
 // x [rows, k] of x_dtype; y and bias of y_dtype; the rest as GroupedArgs says.  `gather` is [units * 8] or null.
-EXPORT int32_t bg_grouped(const void* x, int32_t x_dtype, int64_t rows, int64_t k, const int32_t* gather, const void* codes, int32_t code_kind,
-                          const void* scale, int32_t scale_dtype, const void* zero, int32_t zero_is_float, float zero_constant,
-                          const int32_t* group_ends, int64_t groups, int64_t units, int64_t n, const float* row_scale, const void* bias, void* y,
-                          int32_t y_dtype, int32_t threads) {
-  const int64_t width = units * UNIT;
-  const bool sums = zero != nullptr || zero_constant != 0.0f;
-  const bool narrow = x_dtype == BF16 && active().grouped16 != nullptr && whole_steps(group_ends, groups);
+EXPORT int32_t bg_grouped_table(const void* x, int32_t x_dtype, int64_t rows, int64_t k, const int32_t* gather, const void* codes, int32_t code_kind,
+                                const void* scale, int32_t scale_dtype, const float* second, const float* table, const int8_t* whole_table,
+                                float whole_step, const void* zero, int32_t zero_is_float, float zero_constant, const int32_t* group_ends, int64_t groups,
+                                int64_t units, int64_t n, const float* row_scale, const void* bias, void* y, int32_t y_dtype, int32_t threads) {
+  GroupedArgs args = {};
+  args.codes = static_cast<const uint8_t*>(codes);
+  args.scale = scale;
+  args.zero = zero;
+  args.second = second;
+  args.table = table;
+  args.whole_table = whole_table;
+  args.group_ends = group_ends;
+  args.row_scale = row_scale;
+  args.bias = bias;
+  args.y = y;
+  args.rows = rows;
+  args.n = n;
+  args.units = units;
+  args.groups = groups;
+  args.code_kind = code_kind;
+  args.scale_dtype = scale_dtype;
+  args.zero_is_float = zero_is_float;
+  args.y_dtype = y_dtype;
+  args.zero_constant = zero_constant;
+  args.whole_step = whole_step;
   try {
-    std::vector<float> wide(narrow ? 0 : size_t(rows * width)), totals(sums ? size_t(rows * groups) : 0);
-    std::vector<uint16_t> padded;
-    GroupedArgs args = {};
-    if (narrow) {
-      const int64_t steps_width = (width + 31) / 32 * 32, padded_rows = rows <= 16 ? rows : (rows + 15) / 16 * 16;
-      args.x16 = static_cast<const uint16_t*>(x);
-      if (gather != nullptr || k != steps_width || rows != padded_rows) {
-        padded.resize(size_t(padded_rows * steps_width));
-        pad_rows(args.x16, rows, padded_rows, k, units, steps_width, gather, padded.data(), threads);
-        args.x16 = padded.data();
-      }
-      if (sums) group_sums16(args.x16, rows, steps_width, group_ends, groups, totals.data(), threads);
-    } else {
-      widen(x, x_dtype, rows, k, width, gather, wide.data(), threads);
-      if (sums) group_sums(wide.data(), rows, width, group_ends, groups, totals.data(), threads);
-    }
-    args.x = wide.data();
-    args.x_sums = sums ? totals.data() : nullptr;
-    args.codes = static_cast<const uint8_t*>(codes);
-    args.scale = scale;
-    args.zero = zero;
-    args.group_ends = group_ends;
-    args.row_scale = row_scale;
-    args.bias = bias;
-    args.y = y;
-    args.rows = rows;
-    args.n = n;
-    args.units = units;
-    args.groups = groups;
-    args.code_kind = code_kind;
-    args.scale_dtype = scale_dtype;
-    args.zero_is_float = zero_is_float;
-    args.y_dtype = y_dtype;
-    args.zero_constant = zero_constant;
-    args.threads = threads;
-    narrow ? active().grouped16(args) : active().grouped(args);
+    run_grouped(active(), args, x, x_dtype, k, gather, threads);
   } catch (const std::bad_alloc&) {
     return OUT_OF_MEMORY;
   }
   return OK;
 }
 
+// As bg_grouped_table, for the kinds of codes that need no table.
+EXPORT int32_t bg_grouped(const void* x, int32_t x_dtype, int64_t rows, int64_t k, const int32_t* gather, const void* codes, int32_t code_kind,
+                          const void* scale, int32_t scale_dtype, const void* zero, int32_t zero_is_float, float zero_constant,
+                          const int32_t* group_ends, int64_t groups, int64_t units, int64_t n, const float* row_scale, const void* bias, void* y,
+                          int32_t y_dtype, int32_t threads) {
+  return bg_grouped_table(x, x_dtype, rows, k, gather, codes, code_kind, scale, scale_dtype, nullptr, nullptr, nullptr, 1.0f, zero, zero_is_float,
+                          zero_constant, group_ends, groups, units, n, row_scale, bias, y, y_dtype, threads);
+}
+
 // W8A8: quantizes x [rows, k] by row, multiplies in int32, scales.  `quads` is even; codes, scales and sums as IntegerArgs says.
-EXPORT int32_t bg_integer(const void* x, int32_t x_dtype, int64_t rows, int64_t k, int32_t symmetric, int32_t dynamic, float static_scale,
+// `rules`: 1 symmetric, 2 multiplied by the reciprocal of the scale instead of divided by the scale.
+EXPORT int32_t bg_integer(const void* x, int32_t x_dtype, int64_t rows, int64_t k, int32_t rules, int32_t dynamic, float static_scale,
                           int32_t static_zero, float top, const void* codes, const float* w_scale, const int32_t* column_sums, int64_t quads, int64_t n,
                           const void* bias, void* y, int32_t threads) {
+  const QuantizeArgs quantize = {nullptr, nullptr, nullptr, nullptr, rows, k, quads, rules & 1, dynamic, static_scale, static_zero, top, rules & 2};
+  const IntegerArgs args = {nullptr, nullptr, nullptr, static_cast<const uint8_t*>(codes), w_scale, column_sums, bias, y, rows, n, quads, x_dtype};
   try {
-    std::vector<float> wide(x_dtype == F32 ? 0 : size_t(rows * k)), scale(static_cast<size_t>(rows));
-    std::vector<int32_t> zero(static_cast<size_t>(rows));
-    // kernels with tiles read whole tiles: up to 15 rows and 63 bytes more
-    std::vector<uint8_t> a(size_t((rows + 15) / 16 * 16 * quads * 4 + 64));
-    const float* values = static_cast<const float*>(x);
-    if (x_dtype != F32) {
-      widen(x, x_dtype, rows, k, k, nullptr, wide.data(), threads);
-      values = wide.data();
-    }
-    active().quantize({values, a.data(), scale.data(), zero.data(), rows, k, quads, symmetric, dynamic, static_scale, static_zero, top,
-                       threads});
-    active().integer({a.data(), scale.data(), zero.data(), static_cast<const uint8_t*>(codes), w_scale, column_sums, bias, y, rows, n, quads,
-                      x_dtype, threads});
+    run_integer(active(), quantize, args, x, x_dtype, threads);
   } catch (const std::bad_alloc&) {
     return OUT_OF_MEMORY;
   }
@@ -266,8 +172,51 @@ EXPORT int32_t bg_integer(const void* x, int32_t x_dtype, int64_t rows, int64_t 
 }
 
 // The quantizer alone, for tests: codes + 128 in a [rows, quads * 4], scale [rows], zero point + 128 [rows].
-EXPORT int32_t bg_quantize(const float* x, int64_t rows, int64_t k, int64_t quads, int32_t symmetric, int32_t dynamic, float static_scale,
+EXPORT int32_t bg_quantize(const float* x, int64_t rows, int64_t k, int64_t quads, int32_t rules, int32_t dynamic, float static_scale,
                            int32_t static_zero, float top, uint8_t* a, float* scale, int32_t* zero, int32_t threads) {
-  active().quantize({x, a, scale, zero, rows, k, quads, symmetric, dynamic, static_scale, static_zero, top, threads});
+  run_quantize(active(), {x, a, scale, zero, rows, k, quads, rules & 1, dynamic, static_scale, static_zero, top, rules & 2}, threads);
+  return OK;
+}
+
+// Tables and arguments as ExpertsArgs says; `gate_up` and `down` have a row of 16 numbers per expert, `sides` two rows of 10.
+EXPORT int32_t bg_experts(const void* gate_up, const void* down, const void* sides, int64_t count, int64_t size, const void* x, int32_t dtype, int64_t rows,
+                          const void* weight, int32_t weight_dtype, const int64_t* chosen, int64_t per_token, int32_t join, float alpha, float limit, void* y,
+                          int32_t threads) {
+  ExpertsArgs args = {};
+  args.gate_up = static_cast<const ExpertMatrix*>(gate_up);
+  args.down = static_cast<const ExpertMatrix*>(down);
+  args.sides = static_cast<const ExpertSide*>(sides);
+  args.x = x;
+  args.weight = weight;
+  args.chosen = chosen;
+  args.y = y;
+  args.count = count;
+  args.rows = rows;
+  args.per_token = per_token;
+  args.size = size;
+  args.dtype = dtype;
+  args.weight_dtype = weight_dtype;
+  args.join = join;
+  args.join_alpha = alpha;
+  args.join_limit = limit;
+  args.threads = threads;
+  try {
+    run_experts(active(), args);
+  } catch (const std::out_of_range&) {
+    return UNKNOWN_EXPERT;
+  } catch (const std::bad_alloc&) {
+    return OUT_OF_MEMORY;
+  }
+  return OK;
+}
+
+// One matrix of every expert: x [ends[count - 1], k] of dtype, ordered by expert; y of y_dtype, biases added.
+EXPORT int32_t bg_experts_product(const void* matrices, const void* side, int64_t count, const void* x, int32_t dtype, const int64_t* ends,
+                                  const float* row_scale, void* y, int32_t y_dtype, int32_t threads) {
+  try {
+    run_experts_product(active(), {static_cast<const ExpertMatrix*>(matrices), static_cast<const ExpertSide*>(side), x, ends, row_scale, y, count, dtype, y_dtype, threads});
+  } catch (const std::bad_alloc&) {
+    return OUT_OF_MEMORY;
+  }
   return OK;
 }

@@ -60,20 +60,27 @@ struct V {
   }
 };
 
-struct Nibble {
+// A decoder that needs nothing of the arguments.
+struct Plain {
+  explicit Plain(const GroupedArgs&) {}
+};
+
+struct Nibble : Plain {
+  using Plain::Plain;
   static constexpr int64_t BYTES = 64;
   template <int J>
-  static V value(const uint8_t* unit, int) {
+  V value(const uint8_t* unit, int) const {
     V v;
     for (int i = 0; i < V::LANES; ++i) v.lane[i] = float(int((unit[4 * i + J / 2] >> (4 * (J & 1))) & 15) - 8);
     return v;
   }
 };
 
-struct Byte {
+struct Byte : Plain {
+  using Plain::Plain;
   static constexpr int64_t BYTES = 128;
   template <int J>
-  static V value(const uint8_t* unit, int) {
+  V value(const uint8_t* unit, int) const {
     const int8_t* codes = reinterpret_cast<const int8_t*>(unit) + 64 * (J / 4) + J % 4;
     V v;
     for (int i = 0; i < V::LANES; ++i) v.lane[i] = float(codes[4 * i]);
@@ -81,10 +88,11 @@ struct Byte {
   }
 };
 
-struct Float4 {
+struct Float4 : Plain {
+  using Plain::Plain;
   static constexpr int64_t BYTES = 128;
   template <int J>
-  static V value(const uint8_t* unit, int) {
+  V value(const uint8_t* unit, int) const {
     V v;
     for (int i = 0; i < V::LANES; ++i) {
       const uint16_t code = unit[16 * J + i];
@@ -94,14 +102,71 @@ struct Float4 {
   }
 };
 
-struct Float5 {
+struct Float5 : Plain {
+  using Plain::Plain;
   static constexpr int64_t BYTES = 128;
   template <int J>
-  static V value(const uint8_t* unit, int) {
+  V value(const uint8_t* unit, int) const {
     V v;
     for (int i = 0; i < V::LANES; ++i) v.lane[i] = half_to_float(uint16_t(unit[16 * J + i] << 8));
     return v;
   }
+};
+
+struct Table {
+  static constexpr int64_t BYTES = 64;
+  const float* table;
+  explicit Table(const GroupedArgs& args) : table(args.table) {}
+  template <int J>
+  V value(const uint8_t* unit, int) const {
+    V v;
+    for (int i = 0; i < V::LANES; ++i) v.lane[i] = table[(unit[4 * i + J / 2] >> (4 * (J & 1))) & 15];
+    return v;
+  }
+};
+
+struct DenseBf16 : Plain {
+  using Plain::Plain;
+  static constexpr int64_t BYTES = 256;
+  template <int J>
+  V value(const uint8_t* unit, int) const {
+    V v;
+    for (int i = 0; i < V::LANES; ++i) {
+      uint16_t bits;
+      std::memcpy(&bits, unit + 64 * (J / 2) + 4 * i + 2 * (J & 1), 2);
+      v.lane[i] = bf16_to_float(bits);
+    }
+    return v;
+  }
+};
+
+struct DenseHalf : Plain {
+  using Plain::Plain;
+  static constexpr int64_t BYTES = 256;
+  template <int J>
+  V value(const uint8_t* unit, int) const {
+    return V::load_half(reinterpret_cast<const uint16_t*>(unit + 32 * J));
+  }
+};
+
+struct DenseFloat : Plain {
+  using Plain::Plain;
+  static constexpr int64_t BYTES = 512;
+  template <int J>
+  V value(const uint8_t* unit, int) const {
+    return V::load(reinterpret_cast<const float*>(unit + 64 * J));
+  }
+};
+
+struct Decoders {
+  using Nibble = bitgrain::Nibble;
+  using Byte = bitgrain::Byte;
+  using Float4 = bitgrain::Float4;
+  using Float5 = bitgrain::Float5;
+  using Table = bitgrain::Table;
+  using DenseBf16 = bitgrain::DenseBf16;
+  using DenseHalf = bitgrain::DenseHalf;
+  using DenseFloat = bitgrain::DenseFloat;
 };
 
 }  // namespace
@@ -113,9 +178,7 @@ struct Float5 {
 namespace bitgrain {
 namespace {
 
-void grouped(const GroupedArgs& args) { grouped_by_kind<Nibble, Byte, Float4, Float5>(args); }
-
-void integer_rows(const IntegerArgs& args, int64_t panel, int64_t row, int64_t end) {
+inline void integer_rows(const IntegerArgs& args, int64_t panel, int64_t row, int64_t end) {
   const int8_t* codes = reinterpret_cast<const int8_t*>(args.codes) + panel * args.quads * 64;
   for (; row < end; ++row) {
     const uint8_t* a = args.a + row * args.quads * 4;
@@ -127,14 +190,14 @@ void integer_rows(const IntegerArgs& args, int64_t panel, int64_t row, int64_t e
   }
 }
 
-void integer(const IntegerArgs& args) { integer_blocks(args, integer_rows); }
-
-void quantize(const QuantizeArgs& args) { quantize_rows(args); }
+void integer(const IntegerArgs& args, int64_t panel, int64_t panel_end, int64_t row, int64_t row_end) {
+  for (; panel < panel_end; ++panel) integer_rows(args, panel, row, row_end);
+}
 
 }  // namespace
 
 const Kernels& portable_kernels() {
-  static const Kernels table = {"portable", grouped, nullptr, integer, quantize};
+  static const Kernels table = {"portable", grouped_by_kind<Decoders>, nullptr, nullptr, nullptr, integer, widen_range, quantize_rows, false};
   return table;
 }
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from bitgrain.checkpoint.described_tokenizer import TokenizerDescription
 from bitgrain.checkpoint.files import CheckpointFiles, open_files
-from bitgrain.errors import RequestError
-from bitgrain.formats.detect import described
+from bitgrain.errors import BitgrainError, ManyProblemsError, RequestError
+from bitgrain.formats.detect import TEXT_SECTIONS, described, described_tokenizer
 from bitgrain.layers.builder import parse_dtype
 from bitgrain.layers.decoding import ModuleReader, matrix_of
 from bitgrain.plan import Plan
 from bitgrain.resolve import ResolveOptions, resolve
 
 if TYPE_CHECKING:
-    from bitgrain.models.causal_lm import CausalLM
+    from bitgrain.models.implementation import Implementation
+    from bitgrain.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +30,14 @@ class Checkpoint:
 
     Args:
         plan:         what every module means.
+        modelling:    whose modelling code would run it.
         architecture: the first entry of `architectures` in config.json, else what its `model_type` stands for, or "".
     """
 
     files: CheckpointFiles
     plan: Plan
     architecture: str
+    modelling: Implementation
 
     def dequantize(self, name: str) -> Tensor:
         """float32 [N, K] of the weight `name` ("model.layers.0.mlp.down_proj.weight"): the stored value."""
@@ -45,7 +49,9 @@ class Checkpoint:
 
     def dtype(self, asked: str = "auto") -> str:
         """Name of the dtype of activations: the asked one, or for "auto" the one that config.json names."""
-        stored = self.files.config.get("dtype") or self.files.config.get("torch_dtype")
+        config = self.files.config
+        sections = (config, *(config[s] for s in TEXT_SECTIONS if isinstance(config.get(s), Mapping)))
+        stored = next((found for section in sections if (found := section.get("dtype") or section.get("torch_dtype"))), None)
         return str(parse_dtype(asked, stored)).removeprefix("torch.")
 
 
@@ -56,6 +62,8 @@ def open_checkpoint(
     trust_tensors: bool = False,
     ignore: Sequence[str] = (),
     rules: Mapping[str, str] | None = None,
+    model_impl: str = "auto",
+    trust_remote_code: bool = False,
 ) -> Checkpoint:
     """Read headers and resolve the plan; takes seconds for a checkpoint of any size.
 
@@ -66,14 +74,33 @@ def open_checkpoint(
         ignore:        with such a quantization: modules that stay as they are, by whole dotted segments or with * wildcards.
         rules:         module pattern to what those become; wins over `quantization` and `ignore`.
         trust_tensors: where a rule of the configuration excludes a module that has quantized tensors, believe the tensors.
+        model_impl:    whose modelling code: "bitgrain", "transformers", or "auto": bitgrain's where it has a file for the architecture.
+        trust_remote_code: run modelling code that the checkpoint brings, where neither of them knows the architecture.
     Raises:
         BitgrainError: everything that is wrong, together.
     """
     files = described(open_files(path))
     architecture = _architecture(files.config)
-    slots = _slots(files, architecture)
+    modelling = _modelling(files, architecture, model_impl, trust_remote_code)
     options = ResolveOptions(quantization, trust_tensors, tuple(ignore), dict(rules or {}))
-    return Checkpoint(files, resolve(files, slots, options), architecture)
+    try:
+        plan = replace(resolve(files, modelling.slots(), options), modelling=modelling.name)
+    except BitgrainError as problem:
+        reason = getattr(modelling, "problem", None) if architecture else None
+        if reason is None:
+            raise
+        # where nobody knows the architecture, what is wrong with its modules may follow from that
+        raise ManyProblemsError(files.label, [reason, *(problem.problems if isinstance(problem, ManyProblemsError) else [problem])]) from None
+    return Checkpoint(files, plan, architecture, modelling)
+
+
+def own_tokenizer(files: CheckpointFiles) -> TokenizerDescription | None:
+    """The tokenizer that the checkpoint's container holds; None: it stands in the files beside it.
+
+    Raises:
+        BitgrainError: it cannot be used.
+    """
+    return described_tokenizer(files)
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
@@ -82,12 +109,10 @@ def _architecture(config: Mapping[str, Any]) -> str:
     return architecture_of(config)
 
 
-def _slots(files: CheckpointFiles, architecture: str) -> Any:
-    from bitgrain.models.config import ModelConfig
-    from bitgrain.models.registry import find_model
+def _modelling(files: CheckpointFiles, architecture: str, asked: str, trust_remote_code: bool) -> Implementation:
+    from bitgrain.models.implementation import choose_implementation
 
-    model = find_model(architecture)
-    return model.slots(ModelConfig.from_dict(files.config, files.config_name)) if model else None
+    return choose_implementation(files, architecture, asked, trust_remote_code)
 
 
 def load_model(
@@ -109,7 +134,9 @@ def load_model(
     ignore: Sequence[str] = (),
     rules: Mapping[str, str] | None = None,
     dequantize: bool = False,
-) -> CausalLM:
+    model_impl: str = "auto",
+    trust_remote_code: bool = False,
+) -> LanguageModel:
     """Load a checkpoint as a model that computes logits.
 
     Args:
@@ -122,18 +149,20 @@ def load_model(
         forbid, require: kernels or backends not to use; "native" to refuse the reference floor.
         progress:    called with (modules done, all modules).
         context_length: tokens per sequence, at most what the model was made for.
-        quantization, ignore, rules: see open_checkpoint().
+        quantization, ignore, rules, model_impl, trust_remote_code: see open_checkpoint().
         dequantize:  keep every quantized weight in memory as a dense one in `dtype`, rounded once.
     Raises:
         BitgrainError: what is wrong with the files, the request or this machine.
     """
-    from bitgrain.models.loading import LoadOptions, build_model
+    from bitgrain.models.loading import LoadOptions
 
-    checkpoint = open_checkpoint(path, quantization=quantization, trust_tensors=trust_tensors, ignore=ignore, rules=rules)
+    checkpoint = open_checkpoint(
+        path, quantization=quantization, trust_tensors=trust_tensors, ignore=ignore, rules=rules, model_impl=model_impl, trust_remote_code=trust_remote_code
+    )
     if tensor_parallel != 1:
         raise RequestError(f"tensor_parallel = {tensor_parallel}", "more than one process was asked for", "1", "this version runs one process; split the model with a host engine")
     options = LoadOptions(
         device=device, dtype=dtype, activations=activations, fidelity=fidelity, kernels=dict(kernels or {}), kv_cache=kv_cache, forbid=tuple(forbid),
         require=require, progress=progress, context_length=context_length, dequantize=dequantize,
     )  # fmt: skip
-    return build_model(checkpoint.files, checkpoint.plan, checkpoint.architecture, options)
+    return checkpoint.modelling.build(checkpoint.plan, options)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from bitgrain.checkpoint.files import CheckpointFiles
 from bitgrain.checkpoint.headers import FLOAT_CODES, TensorHeader
-from bitgrain.checkpoint.parts import Step, shared
+from bitgrain.checkpoint.parts import Step, Transpose, part_of, shared
 from bitgrain.errors import (
     BitgrainError,
     DtypeMismatchError,
@@ -69,13 +69,13 @@ def resolve(files: CheckpointFiles, slots: ModelSlots | None, options: ResolveOp
         config = online_config(config, online, asked)
     config.trust_tensors = options.trust_tensors
     ignored = {n: rule for n in files.tensors for suffix, rule in IGNORED_SUFFIXES.items() if n.endswith(suffix)}
-    ignored |= config.left_out(files.tensors)
+    ignored |= config.left_out(files.tensors) | (slots.left_out(files.tensors) if slots else {})
     resolution = _Resolution(files, config, slots, ignored)
     modules = resolution.modules()
     raise_all(files.label, resolution.problems)
     fusions = tuple(resolution.joints.get(group) or _fuse(group, modules) for group in slots.fusion_groups) if slots else ()
-    notes = (*files.notes, *_unmatched_rules(config, modules))
-    return Plan(config.name, detection.reasons, modules, fusions, ignored, notes)
+    notes = (*files.notes, *(slots.notes if slots else ()), *_unmatched_rules(config, modules))
+    return Plan(config.name, detection.reasons, modules, fusions, ignored, notes, slots.join if slots else "")
 
 
 class _Resolution:
@@ -90,6 +90,7 @@ class _Resolution:
         self.blamed: set[str] = set()
         kept = {name: header for name, header in files.tensors.items() if name not in ignored}
         self.parts = config.parts(kept, slots.experts if slots else None)
+        self._turn_transposed()
         for name, part in self.parts.items():
             cache = None if config.is_own_scale(name) else kv_scale_of(name)
             attention = config.attention_of(name) if cache is None else cache[0]
@@ -102,6 +103,13 @@ class _Resolution:
         self.joints: dict[tuple[str, ...], Fusion] = {}
         for group in slots.fusion_groups if slots else ():
             self._join(group)
+
+    def _turn_transposed(self) -> None:
+        """Weights that the architecture stores [K, N] are seen as [N, K]; quantized ones are stored as everybody's."""
+        for slot in (slot for slot in self.by_name.values() if slot.transposed):
+            part = self.parts.get(f"{slot.name}.weight")
+            if part is not None and not part.steps and part.header.dtype in FLOAT_CODES and len(part.header.shape) == 2:
+                self.parts[part.header.name] = part_of(part.header, part.header.name, Transpose())
 
     def _join(self, group: tuple[str, ...]) -> None:
         """Let one slot stand for a group that the checkpoint stores as one module."""
@@ -174,7 +182,7 @@ class _Resolution:
         return ModulePlan(
             view.name, view.kind, choice.scheme.shape, tuple(h.name for h in view.tensors.values()), tuple(view.tensors), _files(view.tensors),
             _bytes(view.tensors), choice.why, choice.scheme, tied_to=tied, has_bias=choice.scheme.holds_bias or "bias" in view.tensors,
-            sources=sources, steps=steps,
+            sources=sources, steps=steps, use=self.by_name[view.name].use if view.name in self.by_name else "",
         )  # fmt: skip
 
     def _origin(self, tensors: Mapping[str, TensorHeader]) -> tuple[tuple[str, ...], tuple[tuple[Step, ...], ...]]:
@@ -191,7 +199,7 @@ class _Resolution:
         self.problems.append(
             MissingTensorError(
                 slot.name if slot.bare else f"{slot.name}.weight", f"the checkpoint holds no tensor of this module{_near(near)}",
-                f"the {slot.kind.value} {list(slot.shape)} that the architecture has", "fetch or write the checkpoint again, or correct config.json",
+                f"the {slot.kind.value} {list(slot.shape)} that the architecture has", f"fetch or write the checkpoint again, or correct {self.files.config_name}",
             )
         )  # fmt: skip
         return None
@@ -202,7 +210,7 @@ class _Resolution:
             self.problems.append(
                 UnexpectedTensorError(
                     f"{header.file}: {header.name}", f"{header.describe()}, but the architecture has no module {name!r}{_near(near)}",
-                    "tensors of known modules only", "the model would run without it: correct config.json, or fetch the right checkpoint",
+                    "tensors of known modules only", f"the model would run without it: correct {self.files.config_name}, or fetch the right checkpoint",
                 )
             )  # fmt: skip
 
@@ -267,8 +275,8 @@ class _Resolution:
         if view.shape is not None and scheme.shape != view.shape:
             self.problems.append(
                 ShapeMismatchError(
-                    view.name, f"the tensors make a matrix {list(scheme.shape)}", f"{list(view.shape)}, which config.json gives the module",
-                    "correct config.json (sizes, bits, group_size), or fetch the right checkpoint",
+                    view.name, f"the tensors make a matrix {list(scheme.shape)}", f"{list(view.shape)}, which {self.files.config_name} gives the module",
+                    f"correct {self.files.config_name} (sizes, bits, group_size), or fetch the right checkpoint",
                 )
             )  # fmt: skip
             return True
@@ -279,7 +287,7 @@ class _Resolution:
         declared = {rule.name: rule for rule in rules}
         for rule in rules:
             if rule.name not in tensors and rule.required:
-                there = ", ".join(sorted(tensors))
+                there = f"{', '.join(sorted(tensors))} in {', '.join(_files(tensors))}"
                 self.problems.append(
                     MissingTensorError(f"{module}.{rule.name}", f"absent; the module has {there}", f"{'/'.join(rule.dtypes)} {list(rule.shapes[0])}", "fetch or write the checkpoint again")
                 )

@@ -1,9 +1,12 @@
 """The native library: exact packing, exact integers, determinism, tracing, and its absence."""
 
+import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from bitgrain.kernels.base import LinearProblem
 from bitgrain.kernels.cpu import library, panels
 from bitgrain.kernels.cpu.float8 import Float8Linear
 from bitgrain.kernels.cpu.int_affine import IntAffineLinear
-from bitgrain.kernels.cpu.int_dot import RANGES, STATIC, IntDotLinear
+from bitgrain.kernels.cpu.int_dot import RANGES, STATIC, IntDotLinear, rules_of
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, FloatWeight
 from bitgrain.weights.synthetic import sample_weight
 from tests.kernels.grid import float8, int_affine
@@ -63,12 +66,15 @@ ACTS = [
     ActivationSpec("int8", "tensor", symmetric=False),
     ActivationSpec("int8", "tensor", dynamic=False, scale=0.02),
     ActivationSpec("int8", "tensor", symmetric=False, dynamic=False, scale=0.02, zero=11),
+    ActivationSpec("int8", "token", reciprocal=True),
+    ActivationSpec("int8", "token", symmetric=False, reciprocal=True),
+    ActivationSpec("int8", "tensor", symmetric=False, dynamic=False, scale=0.02, zero=11, reciprocal=True),
 ]
 
 
 @needs_library
 @pytest.mark.parametrize("isa", library.available_sets())
-@pytest.mark.parametrize("act", ACTS, ids=lambda a: f"{a.describe()} {a.top_code:g}".replace(" ", "-"))
+@pytest.mark.parametrize("act", ACTS, ids=lambda a: f"{a.describe()} {a.top_code:g}{' reciprocal' * a.reciprocal}".replace(" ", "-"))
 def test_activation_codes_equal_the_definition_bit_for_bit(isa, act):
     before = library.instruction_set()
     library.choose_instruction_set(isa)
@@ -77,12 +83,24 @@ def test_activation_codes_equal_the_definition_bit_for_bit(isa, act):
     quads = 52
     a, scale, zero = torch.zeros(9, quads * 4, dtype=torch.uint8), torch.zeros(9), torch.zeros(9, dtype=torch.int32)
     library.native().bg_quantize(
-        x.data_ptr(), 9, 203, quads, int(act.symmetric), RANGES[act.granularity] if act.dynamic else STATIC, act.scale or 1.0, act.zero, act.top_code, a.data_ptr(), scale.data_ptr(), zero.data_ptr(), 2
+        x.data_ptr(), 9, 203, quads, rules_of(act), RANGES[act.granularity] if act.dynamic else STATIC, act.scale or 1.0, act.zero, act.top_code, a.data_ptr(), scale.data_ptr(), zero.data_ptr(), 2
     )
     library.choose_instruction_set(before)
     codes, want_scale, want_zero = act.quantize(x)
     assert torch.equal(a[:, :203].to(torch.int16) - 128, codes.to(torch.int16))
     assert torch.equal(scale, want_scale.reshape(-1).expand(9)) and torch.equal(zero - 128, want_zero.reshape(-1).expand(9).to(torch.int32))
+
+
+@needs_library
+def test_multiplying_by_the_reciprocal_is_another_rounding_than_dividing():
+    x, act = torch.full((1, 16), 3.3), ActivationSpec("int8", "tensor", dynamic=False, scale=0.6)
+    weight = replace(sample_weight(int_affine(8, "channel"), 16, 16), scale=torch.ones(16, 1))
+    both = [replace(act, reciprocal=reciprocal) for reciprocal in (False, True)]
+    assert not torch.equal(*(a.quantize(x)[0] for a in both))  # 5.5 to one side and to the other
+    for each in both:
+        want = each.fake_quantize(x).double() @ weight.dequantize().double().T
+        got = IntDotLinear().apply(x, IntDotLinear().prepare(weight, each), None).double()
+        assert torch.allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
 @needs_library
@@ -217,3 +235,25 @@ def test_absent_and_broken_libraries_are_different_answers_and_the_floor_runs(tm
     (tmp_path / "broken.so").write_bytes(b"not a library")
     broken = run_python(ABSENT.format(file=str(tmp_path / "broken.so")))
     assert broken.stdout.startswith("reference.linear | the native library is broken"), broken.stderr
+
+
+def object_files():
+    """Object files of one instruction set each, newer than their sources, in this checkout's build folder or the one that the variable names."""
+    root = Path(__file__).parents[2]
+    folders = [Path(os.environ["BITGRAIN_BUILD"])] if "BITGRAIN_BUILD" in os.environ else [root / "build"]
+    found = [path for folder in folders for pattern in ("*avx*.cpp.o", "amx.cpp.o") for path in folder.rglob(pattern)]
+    sources = {path.name: path.stat().st_mtime for path in (root / "native/src").glob("*.cpp")}
+    return [path for path in found if path.stat().st_mtime > sources.get(path.stem, math.inf)]
+
+
+def test_files_of_an_instruction_set_share_no_code():
+    """A weak symbol in two of them would be kept once, and might be the one that needs instructions this machine lacks."""
+    files, tool = object_files(), shutil.which("nm")
+    if not files or tool is None:
+        pytest.skip("no object files of the native library, or no nm")
+    for path in files:
+        lines = subprocess.run([tool, "-C", str(path)], capture_output=True, text=True, check=True).stdout.splitlines()
+        symbols = [line.split(maxsplit=2)[1:] if line[0] != " " else line.split(maxsplit=1) for line in lines]
+        defined = [name for kind, name in symbols if kind in "TDBRC"]
+        assert [name for kind, name in symbols if kind in "WVu" and not name.startswith("DW.ref.")] == [], path.name
+        assert all(name.startswith("bitgrain::") for name in defined) and 1 <= len(defined) <= 2, path.name

@@ -1,15 +1,17 @@
 """Selection: the best kernel that is admitted, every reason kept, every wish honoured or refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from bitgrain.errors import NoKernelError, RequestError
 from bitgrain.kernels import registry, selftest
-from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
+from bitgrain.kernels.base import ExpertsProblem, Fidelity, LinearProblem, Prepared, Refusal
+from bitgrain.kernels.reference.experts import ReferenceExperts
 from bitgrain.kernels.reference.linear import ReferenceLinear
-from bitgrain.kernels.selection import Policy, select
+from bitgrain.kernels.selection import Policy, refuse_linears, select, select_experts
 from bitgrain.weights import NO_ACTIVATION, WeightSpec
 
 SPEC = WeightSpec("int_affine", "uint4", 4, "group", 32, zero="constant", scale_dtype="float16")
@@ -132,6 +134,67 @@ def test_self_test_is_remembered_on_disk_and_can_be_switched_off(kernels, monkey
     assert select(PROBLEM, "toy", Policy()).kernel.name == "reference.linear"
     monkeypatch.setenv("BITGRAIN_SELFTEST", "0")
     assert select(PROBLEM, "toy", Policy()).kernel.name == "toy.wrong"
+
+
+class FakeExperts(ReferenceExperts):
+    """The reference of experts under another name, with chosen answers."""
+
+    def __init__(self, name, rank, refuses="", wrong=0.0):
+        self.name, self.rank, self._refuses, self._wrong = name, rank, refuses, wrong
+
+    def refusal(self, problem):
+        return Refusal(self._refuses) if self._refuses else None
+
+    def apply(self, x, weight, chosen, prepared):
+        return super().apply(x, weight, chosen, prepared) * (1 + self._wrong)
+
+
+EXPERTS = ExpertsProblem(SPEC, SPEC, NO_ACTIVATION, NO_ACTIVATION, 8, 64, 32, "silu", False, "float32")
+
+
+@pytest.fixture
+def both(kernels, monkeypatch):
+    """Installs (linear kernels, kernels of experts) for "toy"; both floors stay."""
+
+    def install(linears, experts):
+        entries = [("linear", "toy", k) for k in linears] + [("experts", "toy", k) for k in experts]
+        entries += [("linear", registry.ANY_PLATFORM, ReferenceLinear()), ("experts", registry.ANY_PLATFORM, ReferenceExperts())]
+        monkeypatch.setattr(registry, "kernel_entries", lambda: tuple(entries))
+
+    return install
+
+
+def test_wrong_kernel_of_experts_fails_its_self_test(both):
+    both([], [FakeExperts("toy.wrong", 9, wrong=0.01), FakeExperts("toy.right", 5)])
+    chosen = select(EXPERTS, "toy", Policy())
+    assert chosen.kernel.name == "toy.right" and "self-test differs" in reasons(chosen)["toy.wrong"]
+    both([], [FakeExperts("toy.right", 5)])
+    assert select(replace(EXPERTS, join="of another library"), "toy", Policy()).kernel.name == "toy.right"  # no self-test can be made
+
+
+def test_experts_run_as_linear_modules_where_only_the_floor_takes_them_together(both):
+    both([FakeKernel("toy.fast", 9)], [FakeExperts("toy.picky", 20, refuses="only on Sundays")])
+    chosen, why = select_experts(EXPERTS, "toy", Policy())
+    assert chosen is None and why == "only the floor takes the experts together (toy.picky: only on Sundays)"
+    # a request is honoured or refused
+    assert select_experts(EXPERTS, "toy", Policy(force={"experts": "reference.experts"}))[0].kernel.name == "reference.experts"
+    with pytest.raises(NoKernelError, match="only on Sundays"):
+        select_experts(EXPERTS, "toy", Policy(force={"experts": "toy.picky"}))
+    with pytest.raises(NoKernelError, match="run as linear modules"):
+        refuse_linears("layer.experts", why, Policy(force={"experts": "toy.picky"}))
+    refuse_linears("layer.experts", why, Policy(force={"linear": "toy.fast"}))
+
+
+def test_experts_run_together_wherever_linear_kernels_are_no_better(both):
+    both([], [])
+    assert select_experts(EXPERTS, "toy", Policy())[0].kernel.name == "reference.experts"
+    both([FakeKernel("toy.fast", 9)], [FakeExperts("toy.experts", 5)])
+    assert select_experts(EXPERTS, "toy", Policy())[0].kernel.name == "toy.experts"
+    both([FakeKernel("toy.emulating", 9, Fidelity.EMULATED)], [])
+    with pytest.raises(NoKernelError, match="reference floor"):
+        select_experts(EXPERTS, "toy", Policy(require="native"))
+    both([FakeKernel("toy.fast", 9)], [])
+    assert select_experts(EXPERTS, "toy", Policy(require="native"))[0] is None
 
 
 def test_native_kernels_pass_their_own_self_test():

@@ -11,8 +11,17 @@ TOLERANCES = {
     ("float32", "emulated"): (2e-5, "as exact, on inputs that went through the reference's quantizer"),
     ("bfloat16", "emulated"): (6e-3, "as exact"),
     ("float16", "emulated"): (8e-4, "as exact"),
+    **{(dtype, "approximate"): (5e-2, "x rounded to int8 of the largest of 32 neighbours: 2^-8 of it, added up over K") for dtype in ("float32", "bfloat16", "float16")},
 }
 
 
 def allowed(dtype: str, fidelity: str) -> float:
     return TOLERANCES[dtype, fidelity][0]
+
+
+def allowed_of_experts(problem, fidelity: str) -> tuple[float, float]:
+    """Of experts, relative to the largest of the row's terms: (as two products, a join and a sum that round; with a value rounded
+    the other way between the products, which moves an input of the second one by a step of its type)."""
+    steps = {"none": 0.0, "int8": 1 / 127, "fp8_e4m3fn": 1 / 16, "int4": 1 / 7, "fp4_e2m1": 1 / 3}[problem.down_activation.element]
+    own = 4 * allowed(problem.dtype, fidelity)
+    return own, own + steps

@@ -13,11 +13,11 @@ from torch import Tensor
 from bitgrain.checkpoint.gguf_files import SUFFIX as GGUF
 from bitgrain.checkpoint.gguf_files import choose_model, read_gguf
 from bitgrain.checkpoint.headers import TensorHeader
+from bitgrain.checkpoint.hub import fetch, is_hub_id
 from bitgrain.checkpoint.safetensors_file import map_tensor, read_header
 from bitgrain.errors import (
     BitgrainError,
     DamagedFileError,
-    MissingDependencyError,
     MissingTensorError,
     RequestError,
     UnexpectedTensorError,
@@ -98,20 +98,9 @@ def _locate(path: str | Path) -> Path:
     if place.exists():
         return place
     text = str(path)
-    if text.count("/") == 1 and not text.startswith((".", "/", "~")) and Path(text).suffix not in (".safetensors", GGUF):
-        return _from_hub(text)
+    if is_hub_id(text):
+        return fetch(text)
     raise RequestError(text, "no such file or folder", "a checkpoint folder, a .safetensors or .gguf file, or a hub id", "check the path")
-
-
-def _from_hub(name: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise MissingDependencyError(name, "no such folder, and the package for hub downloads is not installed", "a local path, or the extra `hub`", 'pip install "bitgrain[hub]"') from None
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]))
-    except Exception as error:
-        raise RequestError(name, f"not a local path, and the hub did not give it ({type(error).__name__}: {str(error).splitlines()[0][:160]})", "a checkpoint that can be reached", "check the name and the network, or download it first") from None
 
 
 def _refuse_file(place: Path) -> None:

@@ -48,7 +48,7 @@ def choose_model(folder: Path, names: list[str]) -> tuple[str, tuple[str, ...]]:
     Raises:
         RequestError: several models, or none.
     """
-    starts = [name for name in names if not _is_later_shard(name)] or names
+    starts = [name for name in names if not is_later_shard(name)] or names
     if len(starts) == 1:
         return starts[0], ()
     models, notes = [], []
@@ -86,9 +86,16 @@ def _number(name: str, metadata: Mapping[str, Any], key: str, absent: int) -> in
     return value
 
 
-def _is_later_shard(name: str) -> bool:
+def is_later_shard(name: str) -> bool:
+    """Whether a file's name is that of a shard other than the first."""
     found = _SHARD.fullmatch(name)
     return found is not None and int(found["number"]) != 1
+
+
+def shards_of(name: str) -> list[str]:
+    """The names of all files of the model that begins with the file `name`, itself included, as the name tells."""
+    found = _SHARD.fullmatch(name)
+    return [name] if found is None else [_shard_name(name, index, int(found["count"])) for index in range(int(found["count"]))]
 
 
 def _shard_name(name: str, index: int, count: int) -> str:

@@ -21,6 +21,7 @@ def run(args: argparse.Namespace) -> int:
     print_table("packages", ("extra", "package", "state"), [("core", n, s) for n, s in found["core"].items()] + [(e, n, s) for e, p in found["extras"].items() for n, s in p.items()])
     print_table("platforms", ("platform", "state", "features"), [(p["platform"], p["state"], ", ".join(p["features"])) for p in found["platforms"]])
     print_table("kernels", ("operation", "platform", "kernel", "state"), [(k["operation"], k["platform"], k["kernel"], k["state"]) for k in found["kernels"]])
+    print_table("modelling code", ("code", "state"), [(m["code"], m["state"]) for m in found["modelling"]])
     print(f"formats: {', '.join(found['formats'])}")
     for name, value in found["settings"].items():
         if value is not None:

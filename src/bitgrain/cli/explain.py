@@ -32,11 +32,14 @@ def run(args: argparse.Namespace) -> int:
     policy = Policy(args.fidelity, kernel_pairs(args.kernel), frozenset(args.forbid), args.require, self_test=False)
     rows = explain_rows(choose_for_plan(checkpoint.plan, platform, policy, checkpoint.dtype(args.dtype)))
     if args.json:
-        print_json({"platform": platform, "plan": checkpoint.plan.hash, "modules": rows})
+        print_json({"platform": platform, "plan": checkpoint.plan.hash, "modelling": checkpoint.plan.modelling, "modules": rows})
         return 0
-    print(f"{checkpoint.files.label} on {platform}")
-    table = [(r["modules"], r["count"], r["problem"], r["kernel"], r["fidelity"]) for r in rows]
+    print(f"{checkpoint.files.label} on {platform}, modelling code: {checkpoint.plan.modelling}")
+    table = [(r["modules"], r["count"], r["problem"], r["kernel"], r["fidelity"] + (f"; {r['proof']}" if "proof" in r else "")) for r in rows]
     print_table("chosen", ("modules", "count", "problem", "kernel", "fidelity"), table)
+    notes = [(r["modules"], r["note"]) for r in rows if "note" in r]
+    if notes:
+        print_table("experts that run as linear modules", ("modules", "why"), notes)
     refused = [(r["modules"], c["kernel"], c["reason"]) for r in rows for c in r["candidates"] if c["reason"]]
     print_table("not chosen", ("modules", "kernel", "reason"), refused)
     return 0

@@ -10,7 +10,7 @@ import argparse
 from bitgrain.api import Checkpoint, open_checkpoint
 from bitgrain.cli.options import add_model_argument, add_plan_arguments, model_path, plan_options
 from bitgrain.cli.tables import print_json, print_table, size
-from bitgrain.inspect.report import group_rows, memory, shard_rows
+from bitgrain.inspect.report import group_rows, left_out_lines, memory, reason_lines, shard_rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
 def _print(checkpoint: Checkpoint, every: bool) -> None:
     plan = checkpoint.plan
     print(f"{checkpoint.files.label}: {checkpoint.architecture or 'unknown architecture'}, format {plan.format} ({'; '.join(plan.evidence)})")
+    print(f"modelling code: {plan.modelling}")
     rows: list[tuple[object, ...]]
     if every:
         rows = [(m.name, 1, m.kind.value, m.label, "x".join(map(str, m.shape)), f"{m.bits_per_weight:.2f}", size(m.nbytes), m.why) for m in plan.modules.values()]
@@ -48,9 +49,8 @@ def _print(checkpoint: Checkpoint, every: bool) -> None:
     print_table("totals", ("scheme", "modules", "parameters", "bytes"), [*scheme_rows, ("all", totals["modules"], f"{totals['parameters']:,}", size(totals["bytes"]))])
     need = memory(plan)
     print(f"{totals['bits_per_weight']:.2f} bits per weight; loading needs at most {size(need['peak_loading_bytes'])} of host memory")
-    for fusion in plan.fusions:
-        if not fusion.fused:
-            print(f"side by side: {', '.join(fusion.modules)}: {fusion.why}")
+    for line in reason_lines(plan) + left_out_lines(plan):
+        print(line)
     for note in plan.notes:
         print(f"note: {note}")
     print(f"plan {plan.hash}")

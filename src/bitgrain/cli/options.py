@@ -30,6 +30,11 @@ def add_plan_arguments(parser: argparse._ActionsContainer) -> None:
     )  # fmt: skip
     parser.add_argument("--quantization-ignore", action="append", default=[], metavar="PATTERN", help="modules that stay in 16 bits then; may be repeated")
     parser.add_argument("--quantization-rule", action="append", default=[], metavar="PATTERN=NAME", help="what these modules become; may be repeated")
+    parser.add_argument(
+        "--model-impl", choices=("auto", "bitgrain", "transformers"),
+        help="whose modelling code: bitgrain's, the transformers library's, or (auto, the default) the library's only where bitgrain has none",
+    )  # fmt: skip
+    parser.add_argument("--trust-remote-code", action="store_true", help="run modelling code that the checkpoint brings, where nobody else knows the architecture")
     parser.add_argument("--trust-tensors", action="store_true", help="believe quantized tensors that a rule of the configuration excludes")
 
 
@@ -44,6 +49,8 @@ def plan_options(args: argparse.Namespace) -> dict[str, Any]:
         "ignore": tuple(args.quantization_ignore) or None,
         "rules": _pairs("--quantization-rule", args.quantization_rule, "pattern=name, such as *.down_proj=int8") or None,
         "trust_tensors": args.trust_tensors or None,
+        "model_impl": args.model_impl,
+        "trust_remote_code": args.trust_remote_code or None,
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -61,7 +68,6 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--kernel", action="append", default=[], metavar="OP=NAME", help="force a kernel; may be repeated")
     group.add_argument("--forbid", action="append", default=[], metavar="NAME", help="never use this kernel; may be repeated")
     group.add_argument("--require", choices=("native",), help="refuse to run on emulating kernels")
-    group.add_argument("--trust-remote-code", action="store_true", help="refused: no code of a checkpoint is ever run")
     group.add_argument("--context-length", type=int, metavar="N", help="tokens per sequence, at most the model's own")
     group.add_argument("--mem-fraction-static", type=float, metavar="F", help="refused: the KV cache is not allocated ahead")
 
@@ -126,13 +132,6 @@ def _refuse(args: argparse.Namespace) -> None:
     if args.tp_size != 1:
         raise RequestError(
             f"--tp-size {args.tp_size}", "more than one process", "1: this version runs in one process", "leave --tp-size out"
-        )
-    if args.trust_remote_code:
-        raise RequestError(
-            "--trust-remote-code",
-            "a request to run a checkpoint's code",
-            "a checkpoint that needs none",
-            "leave it out: bitgrain never runs code of a checkpoint",
         )
     if args.mem_fraction_static is not None:
         raise RequestError(

@@ -63,7 +63,7 @@ class LLM:
 
         options = EngineOptions(max_running_requests, chunked_prefill_size)
         # the tokenizer first: it is read in a moment, and a missing one should not cost the time to load a model
-        tokenizer = Tokenizer.from_folder(open_files(path).root)
+        tokenizer = Tokenizer.from_checkpoint(open_files(path))
         self._start(load_model(path, **load_options), tokenizer, options)
 
     @classmethod

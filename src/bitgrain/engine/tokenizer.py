@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitgrain.checkpoint.described_tokenizer import TokenizerDescription
 from bitgrain.engine.chat_template import ChatTemplate
+from bitgrain.engine.fragments import FragmentEncoder, ScoreMerger
 from bitgrain.engine.sampling import suggested_by
 from bitgrain.engine.text_stream import TextStream
 from bitgrain.errors import ConflictingConfigError, DamagedFileError, MissingDependencyError, RequestError
 
 if TYPE_CHECKING:
     import tokenizers
+
+    from bitgrain.checkpoint.files import CheckpointFiles
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -30,6 +34,7 @@ class Tokenizer:
         model:      config.json.
         template:   source of the chat template; None: there is none.
         where:      folder, for messages.
+        encoder:    (text, parse special tokens) to ids, where not the library's rules apply but a container's own.
     """
 
     def __init__(
@@ -40,10 +45,11 @@ class Tokenizer:
         model: Mapping[str, Any] | None = None,
         template: str | None = None,
         where: str = "tokenizer",
+        encoder: Callable[[str, bool], list[int]] | None = None,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
-        self._backend, self._config, self._where = backend, dict(config or {}), where
+        self._backend, self._config, self._where, self._encoder = backend, dict(config or {}), where, encoder
         self._template_source = template if template is not None else _template_of(self._config)
         self.bos_token = _token_text(self._config.get("bos_token"))
         self.eos_token = _token_text(self._config.get("eos_token"))
@@ -81,6 +87,27 @@ class Tokenizer:
             str(folder),
         )
 
+    @classmethod
+    def from_checkpoint(cls, files: CheckpointFiles) -> Tokenizer:
+        """The tokenizer that the checkpoint's container holds, or else the one in the files beside it.
+
+        Raises:
+            ConfigError, DamagedFileError, ManyProblemsError: there is none, or it cannot be used.
+        """
+        from bitgrain.api import own_tokenizer
+
+        description = own_tokenizer(files)
+        return cls.from_folder(files.root) if description is None else cls.from_description(description)
+
+    @classmethod
+    def from_description(cls, described: TokenizerDescription) -> Tokenizer:
+        """The tokenizer that a container describes."""
+        backend = _parse_backend(json.dumps(described.tokenizer, ensure_ascii=False), described.where)
+        encoder: FragmentEncoder | None = None
+        if described.specials is not None:
+            encoder = FragmentEncoder(described.specials, _plain_encode(backend) if described.scores is None else ScoreMerger(described.scores, described.where))
+        return cls(backend, described.config, described.generation, where=described.where, encoder=encoder)
+
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuse a tokenizer that has tokens which the model does not know; a model may know more (padding).
 
@@ -95,11 +122,13 @@ class Tokenizer:
                 "this is the tokenizer of another model, or tokens were added to it; take the one that belongs to the checkpoint",
             )
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of `text`, with the tokens that the tokenizer puts around every text unless told otherwise.
 
         `add_bos_token` and `add_eos_token` in tokenizer_config.json, where stated, decide; otherwise the post-processor does.
 
+        Args:
+            parse_special: False: control tokens that are spelled out in the text stay letters.
         Raises:
             RequestError: the text holds half of a surrogate pair, which no encoding has.
         """
@@ -108,10 +137,21 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise RequestError("prompt", f"text that is not valid Unicode ({error.reason})", "valid Unicode", "mend the text") from error
         stated = [key for key in ("add_bos_token", "add_eos_token") if isinstance(self._config.get(key), bool)]
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens and not stated).ids
+        if self._encoder is not None:
+            ids = self._encoder(text, parse_special)
+        else:
+            backend = self._backend if parse_special else self._literal
+            ids = backend.encode(text, add_special_tokens=add_special_tokens and not stated).ids
         if add_special_tokens and stated:
             ids = [*self._around("add_bos_token", self.bos_token), *ids, *self._around("add_eos_token", self.eos_token)]
         return ids
+
+    @cached_property
+    def _literal(self) -> tokenizers.Tokenizer:
+        """The same tokenizer, to which control tokens in a text are letters; a copy, since others may be using the first one."""
+        backend = _parse_backend(self._backend.to_str(), self._where)
+        backend.encode_special_tokens = True
+        return backend
 
     def _around(self, key: str, token: str | None) -> list[int]:
         found = self._backend.token_to_id(token) if self._config.get(key) is True and token is not None else None
@@ -139,12 +179,20 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._template_source is not None
 
+    @property
+    def chat_templates(self) -> tuple[str, ...]:
+        """Names of the stored chat templates; the one called "default" is used."""
+        named = self._config.get("chat_template")
+        if isinstance(named, list):
+            return tuple(str(entry.get("name")) for entry in named if isinstance(entry, dict))
+        return ("default",) if self.has_chat_template else ()
+
     @cached_property
     def _template(self) -> ChatTemplate:
         if self._template_source is None:
             raise RequestError(
                 self._where,
-                "the checkpoint has no chat template",
+                f"of its chat templates ({', '.join(self.chat_templates)}) none is the default" if self.chat_templates else "the checkpoint has no chat template",
                 "chat_template.jinja, or `chat_template` in tokenizer_config.json",
                 "send a plain completion, or add the template of the model that the checkpoint was made from",
             )
@@ -180,15 +228,35 @@ class Tokenizer:
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:
     try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedFileError(str(path), f"it cannot be read: {error}", "a valid tokenizer.json", "fetch the file again") from error
+    return _parse_backend(text, str(path))
+
+
+def _parse_backend(text: str, where: str) -> tokenizers.Tokenizer:
+    try:
         import tokenizers
     except ImportError as error:
-        raise MissingDependencyError(
-            str(path), f"the package tokenizers cannot be imported ({error})", "tokenizers", "pip install tokenizers"
-        ) from error
+        raise MissingDependencyError(where, f"the package tokenizers cannot be imported ({error})", "tokenizers", "pip install tokenizers") from error
     try:
-        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception for whatever is wrong in the file
-        raise DamagedFileError(str(path), f"it cannot be read: {error}", "a valid tokenizer.json", "fetch the file again") from error
+        raise DamagedFileError(where, f"it cannot be read: {error}", "a valid tokenizer.json", "fetch the file again") from error
+
+
+def _plain_encode(backend: tokenizers.Tokenizer) -> Callable[[str], list[int]]:
+    """Cutting and merging alone: nothing is looked for first, and nothing is put around."""
+    import tokenizers
+
+    plain = tokenizers.Tokenizer(backend.model)
+    plain.pre_tokenizer = backend.pre_tokenizer
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = plain.encode(text, add_special_tokens=False).ids
+        return ids
+
+    return encode
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from bitgrain.checkpoint.described_tokenizer import TokenizerDescription
 from bitgrain.checkpoint.headers import FLOAT_CODES, TORCH_DTYPES, TensorHeader
 from bitgrain.checkpoint.parts import StoredPart
 from bitgrain.errors import RuleMismatchError
@@ -242,6 +243,17 @@ class QuantConfig(ABC):
             ConfigError, UnsupportedArchitectureError: the description lacks something or means something unknown.
         """
         return evidence.config
+
+    @classmethod
+    def tokenizer(cls, evidence: Evidence, beside: bool) -> TokenizerDescription | None:
+        """The tokenizer, from a container that holds it itself; None: it stands in the files beside the checkpoint.
+
+        Args:
+            beside: there is such a file, which serves where the container holds no tokenizer, or one of an unknown kind.
+        Raises:
+            ConfigError, DamagedFileError: there is none, or it is of an unknown kind; or its parts contradict each other.
+        """
+        return None
 
     def split_name(self, name: str) -> tuple[str, str]:
         """(module, local name) of a full tensor name; formats whose local names hold dots override it."""

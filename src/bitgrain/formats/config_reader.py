@@ -86,7 +86,8 @@ class ConfigReader:
         if isinstance(allowed, range):
             needed = f"an integer in [{allowed[0]}, {allowed[-1]}]"
         else:
-            needed = "an integer" if allowed is None else f"one of {', '.join(map(str, sorted(allowed)))}"
+            least = "" if minimum is None else f" of at least {minimum}"
+            needed = f"an integer{least}" if allowed is None else f"one of {', '.join(map(str, sorted(allowed)))}"
         if value is None:
             if default is not None:
                 return default

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bitgrain.checkpoint.described_tokenizer import TokenizerDescription
 from bitgrain.checkpoint.files import CheckpointFiles
 from bitgrain.errors import (
     BitgrainError,
@@ -22,6 +23,7 @@ from bitgrain.formats.base import QuantConfig
 from bitgrain.formats.evidence import SMALL_BYTES, Detection, Evidence
 from bitgrain.formats.matching import nearest_names
 from bitgrain.formats.registry import canonical_name, formats
+from bitgrain.formats.spellings import respelled
 from bitgrain.quantize import TARGETS
 
 # Where the quantization section of config.json may stand.
@@ -34,11 +36,12 @@ def gather_evidence(files: CheckpointFiles) -> Evidence:
     Raises:
         ConfigError: the quantization section is not an object.
     """
-    section = _quantization_section(files.config)
+    section = respelled(_quantization_section(files.config), files.tensors)
+    sidecars = {name: respelled(contents, files.tensors) for name, contents in files.sidecars.items()}
     suffixes: dict[str, str] = {}
     for name in files.tensors:
         suffixes.setdefault(name.rpartition(".")[2], name)
-    return Evidence(files.config, section, files.sidecars, files.tensors, suffixes, files.metadata, _small_reader(files), files.properties)
+    return Evidence(files.config, section, sidecars, files.tensors, suffixes, files.metadata, _small_reader(files), files.properties)
 
 
 def described(files: CheckpointFiles) -> CheckpointFiles:
@@ -48,6 +51,21 @@ def described(files: CheckpointFiles) -> CheckpointFiles:
     evidence = gather_evidence(files)
     config, _ = detect(evidence)
     return replace(files, config=config.model_config(evidence))
+
+
+def described_tokenizer(files: CheckpointFiles) -> TokenizerDescription | None:
+    """The tokenizer that a checkpoint's container holds; None: it stands in the files beside it.
+
+    The container's own wins over files; those serve where it holds none, or one of a kind that is not implemented.
+
+    Raises:
+        ConfigError, DamagedFileError, ManyProblemsError: see QuantConfig.tokenizer().
+    """
+    if not files.properties:
+        return None
+    evidence = gather_evidence(files)
+    config, _ = detect(evidence)
+    return config.tokenizer(evidence, (files.root / "tokenizer.json").is_file())
 
 
 def _small_reader(files: CheckpointFiles) -> Callable[[str], Tensor]:

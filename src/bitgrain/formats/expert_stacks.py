@@ -179,7 +179,7 @@ def _absent(one: _Stored, locals_: Sequence[str], own: Mapping[str, _Stored], st
     ends = ["" if local == WEIGHT.local else f"_{local.removeprefix('weight_')}" for local in locals_]
     there = ", ".join(sorted(o.header.name.rpartition("experts.")[2] for o in own.values()))
     return MissingTensorError(
-        " or ".join(f"{one.parent}.{one.projection}{end}" for end in ends), f"absent; the layer has {there}",
+        " or ".join(f"{one.parent}.{one.projection}{end}" for end in ends), f"absent; the layer has {there} in {', '.join(sorted({o.header.file for o in own.values()}))}",
         f"the {' or '.join(locals_)} of all {stack.count} experts", "fetch or write the checkpoint again",
     )  # fmt: skip
 

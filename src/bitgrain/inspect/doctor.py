@@ -14,14 +14,17 @@ import torch
 from bitgrain import __version__, settings
 from bitgrain.formats.registry import formats
 from bitgrain.kernels.registry import kernel_entries
+from bitgrain.models.registry import models
 from bitgrain.platforms.probe import probe_all
 
+HOST = ("transformers", "transformers")
 # extra to the packages that it brings, by import name and distribution name
 EXTRAS = {
     "cli": (("rich", "rich"),),
     "server": (("fastapi", "fastapi"), ("uvicorn", "uvicorn"), ("jinja2", "jinja2")),
     "hub": (("huggingface_hub", "huggingface-hub"),),
-    "hosts": (("transformers", "transformers"),),
+    "triton": (("triton", "triton"),),
+    "hosts": (HOST,),
 }
 CORE = (("torch", "torch"), ("numpy", "numpy"), ("safetensors", "safetensors"), ("tokenizers", "tokenizers"))
 
@@ -40,9 +43,21 @@ def examine() -> dict[str, Any]:
         "extras": {extra: {name: _state(module, name) for module, name in packages} for extra, packages in EXTRAS.items()},
         "platforms": [report.as_dict() for report in probe_all()],
         "kernels": [{"operation": o, "platform": p, "kernel": k.name, "state": _kernel_state(k)} for o, p, k in kernel_entries()],
+        "modelling": _modelling(),
         "formats": formats().names(),
         "settings": {name: settings.variable(name) for name in ("BITGRAIN_CACHE", "BITGRAIN_SELFTEST", "BITGRAIN_PLATFORM")},
     }
+
+
+def _modelling() -> list[dict[str, str]]:
+    """Whose modelling code can run models here: bitgrain's own files, and those of the hosts."""
+    package, distribution = HOST
+    state = _state(package, distribution)
+    usable = state != "absent" and not state.startswith("broken")
+    return [
+        {"code": "bitgrain", "state": f"{len(models.names())} architectures"},
+        {"code": package, "state": f"{state}, for architectures that bitgrain has no file for" if usable else f"{state}: such architectures are refused"},
+    ]
 
 
 def _state(module: str, distribution: str) -> str:

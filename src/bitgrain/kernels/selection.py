@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bitgrain.errors import NoKernelError, RequestError
-from bitgrain.kernels.base import Fidelity, Kernel, Problem
+from bitgrain.kernels.base import ExpertsProblem, Fidelity, Kernel, Problem
 from bitgrain.kernels.registry import candidates, kernel_names, operations
 from bitgrain.kernels.selftest import self_test
 
@@ -61,13 +61,21 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The chosen kernel for one problem, and everything that was considered."""
+    """The chosen kernel for one problem, and everything that was considered.
+
+    Args:
+        note: why the problem is this one: of a module of an expert, why no kernel of experts runs it; else "".
+    """
 
     problem: Problem
     platform: str
     kernel: Kernel
     fidelity: Fidelity
     candidates: tuple[Candidate, ...]
+    note: str = ""
+
+    def noted(self, note: str) -> Selection:
+        return replace(self, note=note)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -76,6 +84,8 @@ class Selection:
             "kernel": self.kernel.name,
             "fidelity": self.fidelity.value,
             "candidates": [{"kernel": c.name, "fidelity": c.fidelity, "reason": c.reason} for c in self.candidates],
+            **({"note": self.note} if self.note else {}),
+            **({"proof": self.kernel.proof} if hasattr(self.kernel, "proof") else {}),
         }
 
 
@@ -103,6 +113,39 @@ def select(problem: Problem, platform: str, policy: Policy) -> Selection:
             f"{problem.describe()} on {platform}", f"no kernel can run it:\n{shown}", "one kernel without a refusal", "relax --kernel, --forbid or --require, or choose another platform"
         )
     return Selection(problem, platform, chosen[0], chosen[1], tuple(rows))
+
+
+def select_experts(problem: ExpertsProblem, platform: str, policy: Policy) -> tuple[Selection | None, str]:
+    """(kernel of experts, "") or (None, why each expert's matrices run as linear modules instead).
+
+    They do where only the floor takes the experts, and kernels above it take their matrices.
+
+    Raises:
+        NoKernelError: none runs the experts, and none their matrices; or the one that was asked for does not.
+    """
+    try:
+        found = select(problem, platform, policy)
+    except NoKernelError:
+        if problem.operation in policy.force:
+            raise
+        found = None
+    if found is not None and (found.kernel.rank > 0 or problem.operation in policy.force):
+        return found, ""
+    try:
+        linears = [select(one, platform, policy) for one in problem.linears]
+    except NoKernelError:
+        return (found or select(problem, platform, policy)), ""
+    if found is not None and any(one.kernel.rank == 0 for one in linears):
+        return found, ""
+    rows = [f"{kernel.name}: {_judge(kernel, problem, policy)[0]}" for kernel in candidates(problem.operation, platform) if kernel.rank > 0]
+    return None, "only the floor takes the experts together" + (f" ({'; '.join(rows)})" if rows else "")
+
+
+def refuse_linears(name: str, why: str, policy: Policy) -> None:
+    """Raise NoKernelError if a kernel of experts was asked for and the experts called `name` run as linear modules."""
+    asked = policy.force.get("experts")
+    if asked is not None:
+        raise NoKernelError(name, f"run as linear modules: {why}", f"experts that {asked} can run, which was asked for", "leave out --kernel experts")
 
 
 def _judge(kernel: Kernel, problem: Problem, policy: Policy) -> tuple[str, Fidelity | None]:

@@ -8,7 +8,9 @@ from bitgrain.kvcache.stores import FP8, BiasedStore, Float8Store, Int8Store, Pl
 
 
 def make_stores(spec: KVCacheSpec, most: int) -> tuple[Store, Store]:
-    """(keys, values) stores of one attention module for sequences of up to `most` tokens."""
+    """(keys, values) stores of one attention module for sequences of up to `most` tokens; of latent attention (rotated keys, latents)."""
+    if spec.latent:
+        return PlainStore(most), _store(spec, most, (), ())
     keys = _store(spec, most, spec.k_scale, spec.k_zero)
     values = _store(spec, most, spec.v_scale, spec.v_zero)
     return (BiasedStore(keys, spec.k_bias) if spec.k_bias else keys), (BiasedStore(values, spec.v_bias) if spec.v_bias else values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 from bitgrain.errors import RequestError
@@ -38,6 +38,8 @@ class KVCacheSpec:
         k_bias:  subtracted from keys before they are rounded and added when they are read: one number, one per head, per column
                  of a head, or per head and column; empty: none.
         v_bias:  of values, likewise.
+        latent:  of latent attention: `element` is that of the latents, which take the place of values; the rotated keys beside
+                 them are stored in the dtype of activations.
     Raises:
         RequestError: an unknown name, or numbers that are absent, superfluous, not finite or not possible.
     """
@@ -51,6 +53,7 @@ class KVCacheSpec:
     channel: bool = False
     k_bias: tuple[float, ...] = ()
     v_bias: tuple[float, ...] = ()
+    latent: bool = False
 
     def __post_init__(self) -> None:
         if self.element not in ELEMENT_SOURCES or self.source not in SOURCES:
@@ -93,6 +96,8 @@ class KVCacheSpec:
 
     def describe(self) -> str:
         """Short text such as "fp8_e4m3fn tensor, scales from the checkpoint"."""
+        if self.latent:
+            return f"{replace(self, latent=False).describe()}, of latents" + ("" if self.element == "none" else "; rotated keys 16-bit")
         if self.element == "none":
             return "16-bit"
         biased = ", with biases" if self.k_bias or self.v_bias else ""

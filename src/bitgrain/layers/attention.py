@@ -7,36 +7,48 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
 
 from bitgrain.kvcache.cache import SequenceCache
-from bitgrain.layers.norm import RMSNorm
-from bitgrain.layers.rotary import rotate
+from bitgrain.layers.norm import NormStyle
 
 if TYPE_CHECKING:
     from bitgrain.layers.builder import ModelBuilder
 
-# Columns that a head is widened by for its sink: two are used, eight keep rows aligned.
-SINK_COLUMNS = 8
-
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """Sizes of one attention module.
+    """Sizes and switches of one attention module.
 
     Args:
-        kv_heads: divides `heads`.
-        window:   tokens that a token attends to, itself included; None: all.
-        norm_eps: None, or the epsilon of the norms over each head of q and k (q_norm, k_norm).
-        sinks:    each head has a learned score (sinks) of a token that is not there and has no value.
+        kv_heads:    divides `heads`.
+        window:      tokens that a token attends to, itself included; None: all.
+        norm:        the norms of q and k (q_norm, k_norm); None: there are none.
+        norm_all:    one such norm over all heads together, instead of one over each.
+        sinks:       each head has a learned score (sinks) of a token that is not there and has no value.
+        joint:       q, k and v are stored as one module, qkv_proj.
+        interleaved: rotary pairs are neighbours.
+        local:       turned by the angles of layers with a window, where those have their own.
+        scale:       of scores; None: 1 / sqrt(head_dim).
+        cap:         scores s become cap * tanh(s / cap); None: they stay.
     """
 
     heads: int
     kv_heads: int
     head_dim: int
     window: int | None = None
-    norm_eps: float | None = None
+    norm: NormStyle | None = None
+    norm_all: bool = False
     sinks: bool = False
+    joint: bool = False
+    interleaved: bool = False
+    local: bool = False
+    scale: float | None = None
+    cap: float | None = None
+
+    @property
+    def heights(self) -> tuple[int, int, int]:
+        """Out features of q, k and v."""
+        return self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +56,21 @@ class Step:
     """What all layers of one forward pass share.
 
     Args:
-        cosine, sine: [T, 1, D], of each row's position.
+        cosine, sine: [T, 1, R], of each row's position; R entries of a head are rotated.
         parts:        (cache, first row, number of rows) of each sequence, in the order of rows.
+        local:        cosine and sine of layers with a window, where those have their own.
+        query_scale:  [T, 1, 1], multiplies the rotated queries; None: nothing does.
     """
 
     cosine: Tensor
     sine: Tensor
     parts: tuple[tuple[SequenceCache, int, int], ...]
+    local: tuple[Tensor, Tensor] | None = None
+    query_scale: Tensor | None = None
 
 
 class Attention(nn.Module):
-    """y = o(softmax(q k^T / sqrt(D) + mask) v), each sequence by itself.
+    """y = o(softmax(cap(scale q k^T) + mask) v), each sequence by itself.
 
     Maps of q and k behind the rotary embedding run if the checkpoint has them; keys are cached in their basis.
 
@@ -65,21 +81,27 @@ class Attention(nn.Module):
     def __init__(self, builder: ModelBuilder, name: str, index: int, shape: AttentionShape) -> None:
         super().__init__()
         self.name, self.index, self.shape = name, index, shape
-        self.qkv = builder.linears(tuple(f"{name}.{part}_proj" for part in "qkv"))
-        eps, dim = shape.norm_eps, shape.head_dim
-        self.q_norm = None if eps is None else RMSNorm(builder.vector(f"{name}.q_norm.weight", dim), eps)
-        self.k_norm = None if eps is None else RMSNorm(builder.vector(f"{name}.k_norm.weight", dim), eps)
+        stored = tuple(f"{name}.{part}_proj" for part in "qkv")
+        self.qkv = builder.joint_linear(f"{name}.qkv_proj", shape.heights) if shape.joint else builder.linears(stored)
+        sizes = shape.heights if shape.norm_all else (shape.head_dim, shape.head_dim)
+        self.q_norm = None if shape.norm is None else shape.norm.build(builder, f"{name}.q_norm", sizes[0])
+        self.k_norm = None if shape.norm is None else shape.norm.build(builder, f"{name}.k_norm", sizes[1])
         self.o = builder.linear(f"{name}.o_proj")
         self.sinks = builder.vector(f"{name}.sinks", shape.heads) if shape.sinks else None
         self.cache_spec = builder.kv_cache_spec(name)
         self.q_maps, self.k_maps = builder.head_transforms(name, shape.head_dim)
+        self.rotary = builder.step_kernel("rotary", shape.head_dim)
+        self.kernel = builder.step_kernel("attention", shape.head_dim)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """[T, hidden] for x [T, hidden]; appends keys and values to the caches."""
-        q, k, v = (part.unflatten(-1, (-1, self.shape.head_dim)) for part in self.qkv(x))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, step.cosine, step.sine), rotate(k, step.cosine, step.sine)
+        q, k, v = self.qkv(x)
+        if self.shape.norm_all:
+            q, k = self._normed(q, k)
+        q, k, v = (part.unflatten(-1, (-1, self.shape.head_dim)) for part in (q, k, v))
+        if not self.shape.norm_all:
+            q, k = self._normed(q, k)
+        q, k = self._turned(q, k, step)
         for transform in self.q_maps:
             q = transform.apply(q)
         for transform in self.k_maps:
@@ -89,64 +111,15 @@ class Attention(nn.Module):
             rows = slice(start, start + count)
             cache.append(self.index, k[rows], v[rows])
             keys, values = cache.read(self.index, q.dtype)
-            mixed.append(attend(q[rows], keys, values, self.shape.window, self.sinks))
-        out: Tensor = self.o(torch.cat(mixed).flatten(1))
+            mixed.append(self.kernel.apply(q[rows], keys, values, self.shape.window, self.sinks, self.shape.scale, self.shape.cap))
+        out: Tensor = self.o((mixed[0] if len(mixed) == 1 else torch.cat(mixed)).flatten(1))
         return out
 
+    def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return (q, k) if self.q_norm is None or self.k_norm is None else (self.q_norm(q), self.k_norm(k))
 
-def attend(q: Tensor, keys: Tensor, values: Tensor, window: int | None, sinks: Tensor | None = None) -> Tensor:
-    """[t, H, D]: causal attention of the last t of L tokens.
-
-    Args:
-        q:            [t, H, D], the last t tokens of the sequence.
-        keys, values: [L, G, D] of q's dtype, L >= t, G divides H.
-        window:       tokens that a token attends to, itself included; None: all.
-        sinks:        [H], a score that joins each head's softmax and brings no value; None: there is none.
-    """
-    count, total = q.shape[0], keys.shape[0]
-    if window is not None and total > window + count - 1:
-        drop = total - (window + count - 1)  # no row of q sees these
-        keys, values, total = keys[drop:], values[drop:], total - drop
-    mask = None
-    if count > 1 and (total > count or sinks is not None or (window is not None and window < total)):
-        mask = visible(count, total, window, q.device)
-    if sinks is not None:
-        return _attend_with_sinks(q, keys, values, mask, sinks)
-    out = scaled_dot_product_attention(
-        q.transpose(0, 1)[None], keys.transpose(0, 1)[None], values.transpose(0, 1)[None],
-        attn_mask=mask, is_causal=mask is None and count > 1, enable_gqa=q.shape[1] != keys.shape[1],
-    )  # fmt: skip
-    return out[0].transpose(0, 1)
-
-
-def _attend_with_sinks(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sinks: Tensor) -> Tensor:
-    """As attend(), with a first key whose score is each head's sink and whose value is zero.
-
-    Columns behind a head's own make that score without a bias per head: s in q, sqrt(D) in the sink's key (in two parts, so
-    that it is exact enough in 16 bits), zeros in every other key.
-
-    Args:
-        mask: bool [t, L], or None where every row sees all keys.
-    """
-    dim = q.shape[2]
-    root = torch.tensor(dim**0.5, dtype=torch.float64)
-    high = root.to(keys.dtype)
-    low = (root - high.double()).to(keys.dtype)
-    wide = pad(q, (0, SINK_COLUMNS))
-    wide[..., dim : dim + 2] = sinks.to(q.dtype)[:, None]
-    keys, values = (pad(x, (0, SINK_COLUMNS, 0, 0, 1, 0)) for x in (keys, values))
-    keys[0, :, dim], keys[0, :, dim + 1] = high, low
-    if mask is not None:
-        mask = pad(mask, (1, 0), value=True)
-    out = scaled_dot_product_attention(
-        wide.transpose(0, 1)[None], keys.transpose(0, 1)[None], values.transpose(0, 1)[None],
-        attn_mask=mask, scale=dim**-0.5, enable_gqa=q.shape[1] != keys.shape[1],
-    )  # fmt: skip
-    return out[0, ..., :dim].transpose(0, 1)
-
-
-def visible(count: int, total: int, window: int | None, device: torch.device) -> Tensor:
-    """bool [count, total]: which of `total` tokens each of the last `count` sees."""
-    behind = torch.arange(total - count, total, device=device)[:, None] - torch.arange(total, device=device)
-    seen = behind >= 0
-    return seen if window is None else seen & (behind < window)
+    def _turned(self, q: Tensor, k: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Queries and keys at their positions."""
+        cosine, sine = step.local if self.shape.local and step.local is not None else (step.cosine, step.sine)
+        q, k = (self.rotary.apply(part, cosine, sine, self.shape.interleaved) for part in (q, k))
+        return (q if step.query_scale is None else q * step.query_scale), k

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from bitgrain.errors import ConflictingConfigError, RequestError, ShapeMismatchError
-from bitgrain.kernels.base import EmbeddingProblem, LinearProblem
-from bitgrain.kernels.selection import Policy, Selection, select
+from bitgrain.kernels.base import EmbeddingProblem, ExpertsKernel, ExpertsProblem, HadamardProblem, Kernel, LinearProblem, StepProblem
+from bitgrain.kernels.selection import Policy, Selection, refuse_linears, select, select_experts
 from bitgrain.kvcache.spec import KVCacheSpec
-from bitgrain.layers.cache_choice import choose_cache
+from bitgrain.layers.cache_choice import choose_cache, of_latents
 from bitgrain.layers.decoding import ModuleReader
 from bitgrain.layers.embedding import Embedding
 from bitgrain.layers.linear import FusedLinear, Linear, ParallelLinear
+from bitgrain.layers.transform import KernelTransform
 from bitgrain.platforms.host_memory import return_free_memory
-from bitgrain.weights import NO_ACTIVATION, ActivationSpec, DenseWeight, Transform, Transformed, Weight
+from bitgrain.weights import NO_ACTIVATION, ActivationSpec, DenseWeight, Hadamard, Transform, Transformed, Weight
 
 # Stored bytes that are decoded between two calls that return free memory: a call costs about a millisecond.
 FREE_AFTER_BYTES = 8_000_000
@@ -62,13 +64,18 @@ class ModelBuilder:
         self.cache_specs: dict[str, KVCacheSpec] = {}
         self._fused = {fusion.modules: fusion for fusion in reader.plan.fusions}
         self._embeddings: dict[str, Weight] = {}
-        self._dtype_name = str(options.dtype).removeprefix("torch.")
+        self.dtype_name = str(options.dtype).removeprefix("torch.")
         self._done = self._decoded = 0
+        self._note = ""
 
-    def linear(self, name: str) -> Linear:
-        """One linear module with its bias, if one is stored."""
+    def linear(self, name: str, wide: bool = False) -> Linear:
+        """One linear module with its bias, if one is stored.
+
+        Args:
+            wide: its input and output are float32, whatever the dtype of activations.
+        """
         weight, activation, bias = self._read(name)
-        return self._prepare(name, weight, activation, bias)
+        return self.prepared(name, weight, activation, bias, torch.float32 if wide else None)
 
     def linears(self, names: Sequence[str]) -> nn.Module:
         """Several linear modules on one input: `layer(x)` gives one output per name, fused inside if the plan says so."""
@@ -78,17 +85,20 @@ class ModelBuilder:
         if fusion.joint:
             return FusedLinear(self.linear(fusion.joint), fusion.heights, fusion.places)
         parts = [self._read(name) for name in names]
-        weights = [part[0] for part in parts]
-        biases = [part[2] for part in parts if part[2] is not None]
-        stacked = type(weights[0]).concat(weights)
-        label = f"{names[0].rpartition('.')[0]}.{{{','.join(n.rpartition('.')[2] for n in names)}}}"
-        linear = self._prepare(label, stacked, parts[0][1], torch.cat(biases) if biases else None)
-        return FusedLinear(linear, [w.shape[0] for w in weights])
+        return FusedLinear(self.prepared(joint_label(names), *_stacked(parts)), [part[0].shape[0] for part in parts])
+
+    def joint_linear(self, name: str, heights: Sequence[int]) -> nn.Module:
+        """One linear module that stands for several, of these out features each: `layer(x)` gives one output for each."""
+        return FusedLinear(self.linear(name), heights)
+
+    def matrix(self, names: Sequence[str]) -> tuple[Weight, ActivationSpec, Tensor | None]:
+        """(weight, activation, bias) of modules that the plan fuses, stacked; the same of a single one."""
+        return _stacked([self._read(name) for name in names])
 
     def embedding(self, name: str) -> Embedding:
         """A token embedding."""
         weight, _, _ = self._read(name)
-        problem = EmbeddingProblem(weight.spec, *weight.shape, self._dtype_name)
+        problem = EmbeddingProblem(weight.spec, *weight.shape, self.dtype_name)
         selection = self._select(name, problem)
         self._embeddings[name] = weight  # for a head that shares it: the same tensors, not copies
         return Embedding(name, selection.kernel, selection.kernel.prepare(weight, NO_ACTIVATION), self.dtype)
@@ -106,26 +116,55 @@ class ModelBuilder:
                     f"{name}.weight", f"stored, and different from {tied_to}.weight, though config.json says tie_word_embeddings",
                     "equal tensors, or tie_word_embeddings false", "correct config.json, or fetch the right checkpoint",
                 )  # fmt: skip
-        return self._prepare(name, shared, NO_ACTIVATION, None)
+        return self.prepared(name, shared, NO_ACTIVATION, None)
 
-    def vector(self, name: str, size: int) -> Tensor:
-        """A one-dimensional parameter [size] in the dtype of activations."""
+    def step_kernel(self, operation: str, size: int = 0, detail: str = "") -> Kernel:
+        """What computes the norms, rotary embeddings, gates or attention of this size; see kernels.step."""
+        problem = StepProblem(operation, size, self.dtype_name, detail)
+        return self._select(problem.label, problem).kernel
+
+    def vector(self, name: str, size: int, wide: bool = False) -> Tensor:
+        """A one-dimensional parameter [size] in the dtype of activations; `wide`: in float32."""
         stored = self.reader.vector(name)
         if tuple(stored.shape) != (size,):
             raise ShapeMismatchError(name, f"shape {list(stored.shape)}", f"[{size}]", "correct config.json, or fetch the right checkpoint")
         self._advance(name)
-        return stored.to(self.options.device, self.dtype, copy=True)
+        return stored.to(self.options.device, torch.float32 if wide else self.dtype, copy=True)
+
+    def parameter(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A parameter of any shape, as the plan has it, in `dtype`."""
+        stored = self.reader.vector(name)
+        if tuple(stored.shape) != tuple(shape):
+            raise ShapeMismatchError(name, f"shape {list(stored.shape)}", str(list(shape)), "correct config.json, or fetch the right checkpoint")
+        self._advance(name)
+        return stored.to(self.options.device, dtype, copy=True)
+
+    def dense_matrix(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """(weight [N, K] dequantized and rounded once to `dtype`, bias) of a module whose product its caller computes.
+
+        Raises:
+            RequestError: the module quantizes its input, which only a linear layer does.
+        """
+        weight, activation, bias = self._read(name)
+        if not activation.is_none:
+            raise RequestError(name, f"activation {activation.describe()}", "weights alone that are quantized, as its product is computed by modelling code", 'load it with activations="none"')
+        moved = None if bias is None else bias.to(self.options.device, dtype, copy=True)
+        return weight.effective().to(self.options.device, dtype), moved
 
     def optional_vector(self, name: str, size: int) -> Tensor | None:
         """As vector(), or None where the plan has no such tensor."""
         return self.vector(name, size) if self.reader.has_tensor(name) else None
 
-    def kv_cache_spec(self, attention: str) -> KVCacheSpec:
-        """The cache of one attention module, by the checkpoint and the run's choice."""
+    def kv_cache_spec(self, attention: str, latent: bool = False) -> KVCacheSpec:
+        """The cache of one attention module, by the checkpoint and the run's choice.
+
+        Args:
+            latent: it is a module of latent attention.
+        """
         row = self.reader.plan.modules.get(attention)
         scales: Mapping[str, tuple[float, ...]] = self.reader.cache_scales(row) if row else {}
         spec = choose_cache(attention, row.kv_cache if row else None, scales, self.options.kv_cache)
-        self.cache_specs[attention] = spec
+        self.cache_specs[attention] = spec = of_latents(attention, spec) if latent else spec
         if row:
             self._advance(attention)
         return spec
@@ -141,10 +180,24 @@ class ModelBuilder:
         for transform in (*queries, *keys):
             if not transform.fits(head_dim):
                 raise ShapeMismatchError(attention, f"{transform.describe()} of queries or keys", f"a divisor of {head_dim}, the size of a head", "correct the configuration")
-        return self._moved(queries), self._moved(keys)
+        return self._moved(f"{attention} queries", queries), self._moved(f"{attention} keys", keys)
 
-    def _moved(self, transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
-        return tuple(t.map_tensors(lambda tensor: tensor.to(self.options.device)) for t in transforms)
+    def moved_bias(self, bias: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
+        """A copy of it in the dtype of activations, or in another."""
+        return None if bias is None else bias.to(self.options.device, dtype or self.dtype, copy=True)
+
+    def _moved(self, label: str, transforms: tuple[Transform, ...], dtype: torch.dtype | None = None) -> tuple[Transform, ...]:
+        """The transforms on the device, run by kernels where there are any for them; `dtype` as in prepared()."""
+        return tuple(self._runnable(label, t.map_tensors(lambda tensor: tensor.to(self.options.device)), dtype or self.dtype) for t in transforms)
+
+    def _runnable(self, label: str, transform: Transform, dtype: torch.dtype) -> Transform:
+        if not isinstance(transform, Hadamard):
+            return transform
+        problem = HadamardProblem(transform.size, 1 if transform.base is None else transform.base.shape[0], str(dtype).removeprefix("torch."))
+        # what a run requires is said of products with weights; the floor of a transform serves every platform
+        selection = select(problem, self.options.platform, replace(self.options.policy, require=None))
+        self.selections[f"{label}, {transform.describe()}"] = selection
+        return KernelTransform(transform, selection.kernel, selection.kernel.prepare(transform))
 
     def finish(self) -> None:
         """Close the ledger."""
@@ -166,18 +219,19 @@ class ModelBuilder:
             return replace(weight, inner=self._dense(weight.inner))
         return weight if isinstance(weight, DenseWeight) else DenseWeight(weight.dequantize().to(self.dtype))
 
-    def _prepare(self, label: str, weight: Weight, activation: ActivationSpec, bias: Tensor | None) -> Linear:
+    def prepared(self, label: str, weight: Weight, activation: ActivationSpec, bias: Tensor | None, dtype: torch.dtype | None = None) -> Linear:
+        """A linear layer of a weight that has been read; `dtype` of its input and output, None: that of activations."""
         transforms: tuple[Transform, ...] = ()
         outputs: tuple[Transform, ...] = ()
         low_rank = None
         if isinstance(weight, Transformed):
-            transforms, low_rank, outputs, weight = self._moved(weight.inputs), weight.low_rank, self._moved(weight.outputs), weight.inner
+            inputs, results = self._moved(f"{label} input", weight.inputs, dtype), self._moved(f"{label} output", weight.outputs, dtype)
+            transforms, low_rank, outputs, weight = inputs, weight.low_rank, results, weight.inner
             low_rank = None if low_rank is None else low_rank.map_tensors(lambda tensor: tensor.to(self.options.device))
-        problem = LinearProblem(weight.spec, activation.without_values(), *weight.shape, self._dtype_name)
+        problem = LinearProblem(weight.spec, activation.without_values(), *weight.shape, str(dtype or self.dtype).removeprefix("torch."))
         selection = self._select(label, problem)
         prepared = selection.kernel.prepare(weight, activation)
-        moved = None if bias is None else bias.to(self.options.device, self.dtype, copy=True)
-        return Linear(label, selection.kernel, prepared, moved, transforms, low_rank, outputs, activation.of_output())
+        return Linear(label, selection.kernel, prepared, self.moved_bias(bias, dtype), transforms, low_rank, outputs, activation.of_output())
 
     def _count_memory(self, nbytes: int) -> None:
         """Note what was decoded, and return free memory before the gaps grow larger than a module."""
@@ -186,15 +240,52 @@ class ModelBuilder:
             self._decoded = 0
             return_free_memory()
 
-    def _select(self, label: str, problem: LinearProblem | EmbeddingProblem) -> Selection:
+    def _select(self, label: str, problem: LinearProblem | EmbeddingProblem | StepProblem) -> Selection:
         selection = select(problem, self.options.platform, self.options.policy)
-        self.selections[label] = selection
+        self.selections[label] = selection.noted(self._note)
         return selection
+
+    def experts_kernel(self, label: str, problem: ExpertsProblem) -> tuple[ExpertsKernel | None, str]:
+        """(the kernel that runs the experts, "") or (None, why their matrices run as linear modules)."""
+        selection, why = select_experts(problem, self.options.platform, self.options.policy)
+        if selection is not None:
+            self.selections[label] = selection
+        return (None if selection is None else selection.kernel), why
+
+    @contextmanager
+    def linears_of_experts(self, name: str, why: str) -> Iterator[None]:
+        """Linear modules made here are those of experts; `why` stands in their selections.
+
+        Raises:
+            NoKernelError: a kernel of experts was asked for.
+        """
+        refuse_linears(name, why, self.options.policy)
+        self._note = why
+        try:
+            yield
+        finally:
+            self._note = ""
 
     def _advance(self, name: str) -> None:
         self._done += 1
         if self.options.progress is not None:
             self.options.progress(self._done, len(self.reader.plan.modules))
+
+
+def joint_label(names: Sequence[str]) -> str:
+    """The name of a module, or "prefix.{a,b}" of several."""
+    if len(names) == 1:
+        return names[0]
+    return f"{names[0].rpartition('.')[0]}.{{{','.join(n.rpartition('.')[2] for n in names)}}}"
+
+
+def _stacked(parts: Sequence[tuple[Weight, ActivationSpec, Tensor | None]]) -> tuple[Weight, ActivationSpec, Tensor | None]:
+    """Modules with equal schemes as one: (weight, activation, bias)."""
+    weights = [part[0] for part in parts]
+    if len(weights) == 1:
+        return parts[0]
+    biases = [part[2] for part in parts if part[2] is not None]
+    return type(weights[0]).concat(weights), parts[0][1], torch.cat(biases) if biases else None
 
 
 def parse_dtype(asked: str | torch.dtype, stored: str | None) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from bitgrain.errors import MissingTensorError, RequestError
 from bitgrain.formats.attention_schemes import KVCacheScheme
@@ -54,6 +55,20 @@ def choose_cache(attention: str, scheme: KVCacheScheme | None, scales: Mapping[s
     # specification says so
     computed = "computed" in ELEMENT_SOURCES[element]
     return KVCacheSpec(element, source="computed" if computed else "unscaled by choice")
+
+
+def of_latents(attention: str, spec: KVCacheSpec) -> KVCacheSpec:
+    """The same cache for latent attention: latents are stored so, and the rotated keys beside them stay as they are.
+
+    Raises:
+        RequestError: scales are those of keys and values, of which such a cache has none.
+    """
+    if spec.source == "checkpoint" or spec.k_bias or spec.v_bias:
+        raise RequestError(
+            attention, f"a cache {spec.describe()}, of keys and values", "16-bit, or a type whose scales are not stored: latent attention caches neither keys nor values",
+            "ask for another cache, such as kv_cache='16bit' (--kv-cache-dtype 16bit)",
+        )  # fmt: skip
+    return replace(spec, latent=True)
 
 
 def _stored_spec(element: str, scheme: KVCacheScheme | None, scales: Mapping[str, tuple[float, ...]]) -> KVCacheSpec | None:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
+
+from bitgrain.kernels.reference.step import ReferenceNorm
+from bitgrain.kernels.step import NormKernel
+
+if TYPE_CHECKING:
+    from bitgrain.layers.builder import ModelBuilder
+
+PLAIN = ReferenceNorm()
 
 
 class RMSNorm(nn.Module):
@@ -13,17 +23,34 @@ class RMSNorm(nn.Module):
         weight: [K] of the activations' dtype; x is [..., K].
         bias:   the same, or None: some quantizers shift what they smooth.
         wide:   the product is float32 too, and rounded after it.
+        offset: is added to the weight, in float32; only together with `wide`.
+        kernel: what computes it.
     """
 
-    def __init__(self, weight: Tensor, eps: float, bias: Tensor | None = None, wide: bool = False) -> None:
+    def __init__(
+        self, weight: Tensor, eps: float, bias: Tensor | None = None, wide: bool = False, offset: float = 0.0, kernel: NormKernel = PLAIN
+    ) -> None:
         super().__init__()
-        self.weight, self.eps, self.bias, self.wide = weight, eps, bias, wide
+        assert wide or not offset
+        self.kernel = kernel
+        self.weight, self.eps, self.bias, self.wide = weight.float() + offset if offset else weight, eps, bias, wide
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        y = (self.weight * scaled).to(x.dtype) if self.wide else self.weight * scaled.to(x.dtype)
-        return y if self.bias is None else y + self.bias
+        return self.kernel.apply(x, self.weight, self.bias, self.eps, self.wide)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+@dataclass(frozen=True, slots=True)
+class NormStyle:
+    """What all norms of a model have in common; see RMSNorm."""
+
+    eps: float
+    wide: bool = False
+    offset: float = 0.0
+
+    def build(self, builder: ModelBuilder, name: str, size: int) -> RMSNorm:
+        """The norm over `size` values that is stored as `name`."""
+        bias = builder.optional_vector(f"{name}.bias", size)
+        return RMSNorm(builder.vector(f"{name}.weight", size), self.eps, bias, self.wide, self.offset, builder.step_kernel("norm", size))

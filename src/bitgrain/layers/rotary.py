@@ -4,6 +4,7 @@
     x'[i]         = (x[i] cos - x[i + D/2] sin) * attention_factor
     x'[i + D/2]   = (x[i + D/2] cos + x[i] sin) * attention_factor
 
+Interleaved pairs are (2 i, 2 i + 1) instead of (i, i + D/2).  Where only a part of each head is rotated, D is its size.
 Frequencies are float32, computed in the order of operations of the transformers library, so that they agree to the bit.
 Source: RoFormer (arXiv 2104.09864); transformers modeling_rope_utils, 5.19.
 """
@@ -149,6 +150,11 @@ class YarnRope(Rope):
             return self._grown(self.mscale) / self._grown(self.mscale_all_dim)
         return self._grown(1.0)
 
+    @property
+    def score_factor(self) -> float:
+        """What models with latent attention multiply scores by: the square of the term with the weight `mscale_all_dim`."""
+        return self._grown(self.mscale_all_dim) ** 2
+
     def _grown(self, weight: float) -> float:
         return 1.0 if self.factor <= 1 else 0.1 * weight * math.log(self.factor) + 1.0
 
@@ -203,14 +209,19 @@ class LongRope(Rope):
 
 
 class Rotary:
-    """Cosines and sines of a batch's positions, and the rotation itself."""
+    """Cosines and sines of a batch's positions.
 
-    def __init__(self, rope: Rope, dtype: torch.dtype) -> None:
-        self.rope, self.dtype = rope, dtype
+    Args:
+        dtype:       of the result.
+        interleaved: they are for interleaved pairs.
+    """
+
+    def __init__(self, rope: Rope, dtype: torch.dtype, interleaved: bool = False) -> None:
+        self.rope, self.dtype, self.interleaved = rope, dtype, interleaved
         self._fixed = None if rope.depends_on_length else rope.frequencies(0)
 
     def angles(self, positions: Tensor, lengths: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
-        """(cosine, sine) of the activations' dtype, each [T, 1, D], both halves alike.
+        """(cosine, sine), each [T, 1, D], the two entries of a pair alike.
 
         Args:
             positions: int64 [T].
@@ -221,13 +232,21 @@ class Rotary:
         else:
             frequency = torch.cat([self.rope.frequencies(most).expand(rows, -1) for rows, most in lengths]).to(positions.device)
         angle = positions[:, None].float() * frequency
-        angle = torch.cat((angle, angle), dim=-1)[:, None, :]
+        angle = (angle.repeat_interleave(2, dim=-1) if self.interleaved else torch.cat((angle, angle), dim=-1))[:, None, :]
         factor = self.rope.attention_factor
         return (angle.cos() * factor).to(self.dtype), (angle.sin() * factor).to(self.dtype)
 
 
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """x [T, H, D] turned by its row's angles [T, 1, D]; a new tensor of x's dtype."""
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cosine + turned * sine
+@dataclass(frozen=True, slots=True)
+class QueryGrowth:
+    """Multiplier of queries beyond the trained length: 1 + beta ln(1 + floor(position / original)).
+
+    Source: transformers 5.19 modeling_ministral3.
+    """
+
+    beta: float
+    original: int
+
+    def at(self, positions: Tensor) -> Tensor:
+        """float32 [T] for int64 positions [T]."""
+        return 1 + self.beta * torch.log(1 + torch.floor(positions / self.original))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from bitgrain.errors import RequestError
 from bitgrain.kvcache.cache import SequenceCache
 
 
@@ -37,3 +38,32 @@ class Batch:
     positions: Tensor
     segments: tuple[Segment, ...]
     logit_rows: Tensor
+
+
+def check_batch(batch: Batch, vocab_size: int) -> None:
+    """Raise RequestError unless tokens, positions, segments and caches fit each other; mends caches that a failed step left uneven."""
+    count = batch.tokens.numel()
+    _check_range("tokens", batch.tokens, vocab_size)
+    expected: list[int] = []
+    for segment in batch.segments:
+        done = segment.cache.length
+        segment.cache.truncate(done)
+        if segment.start != len(expected) or segment.length < 1 or done + segment.length > segment.cache.max_tokens:
+            found = f"{segment.length} rows from {segment.start}, after {done} of {segment.cache.max_tokens} cached tokens"
+            needed = f"at least one row from {len(expected)}, within the cache's room"
+            raise RequestError("batch: segments", found, needed, "correct the batch")
+        expected += range(done, done + segment.length)
+    repeated = len({id(s.cache) for s in batch.segments}) < len(batch.segments)
+    if repeated or len(expected) != count or batch.positions.tolist() != expected:
+        found = "one cache twice" if repeated else "positions or rows that do not continue the caches"
+        raise RequestError("batch", found, "the next tokens of each sequence, each sequence once", "correct the batch")
+    if batch.logit_rows.numel():
+        _check_range("logit_rows", batch.logit_rows, count)
+
+
+def _check_range(name: str, values: Tensor, size: int) -> None:
+    if not values.numel():
+        raise RequestError(f"batch: {name}", "none", "at least one", "correct the batch")
+    low, high = (int(v) for v in values.aminmax())
+    if low < 0 or high >= size:
+        raise RequestError(f"batch: {name}", f"values from {low} to {high}", f"values from 0 to {size - 1}", "correct the batch")

@@ -17,31 +17,50 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "attention_multiplier": (),
     "attn_logit_softcapping": (),
     "clip_qkv": (),
+    "decoder_sparse_step": (1,),
     "dim_model_base": (),
     "embedding_multiplier": (1,),
     "final_logit_softcapping": (),
+    "first_k_dense_replace": (0,),
+    "full_attn_mod": (1,),
     "hidden_activation": (),
+    "interpolate_factor": (1,),
+    "index_topk": (),
     "is_causal": (True,),
     "is_encoder_decoder": (False,),
+    "kv_lora_rank": (),
+    "lm_head_bias": (False,),
     "logit_scale": (1,),
     "logits_scaling": (1,),
+    "mlp_only_layers": ([],),
+    "moe_layer_freq": (1,),
+    "n_group": (0, 1),
+    "n_routed_experts": (0,),
     "n_shared_experts": (0,),
     "no_rope_layers": ([],),
     "num_experts": (0,),
     "num_local_experts": (0,),
     "per_layer_config": ({},),
     "pruned_heads": ({},),
+    "q_lora_rank": (),
     "qk_layernorm": (False,),
     "qk_norm": (False,),
     "query_pre_attn_scalar": (),
     "residual_multiplier": (1,),
+    "rope_interleave": (False,),
     "rope_interleaved": (False,),
+    "rope_local_base_freq": (),
     "rotary_pct": (1,),
+    "routed_scaling_factor": (1,),
     "scale_depth": (),
     "scale_emb": (1,),
+    "scoring_func": ("softmax",),
     "shared_expert_intermediate_size": (0,),
+    "sliding_window_pattern": (),
     "swiglu_alpha": (),
     "swiglu_limit": (),
+    "topk_group": (0, 1),
+    "topk_method": ("greedy",),
     "use_alibi": (False,),
     "use_bidirectional_attention": (False,),
     "use_mrope": (False,),
@@ -59,9 +78,17 @@ class ConfigKeys(ConfigReader):
         """A finite number above `minimum`, or None when absent."""
         return None if self.read(*keys)[1] is None else self.number(*keys, default=minimum + 1.0, minimum=minimum)
 
-    def size(self, *keys: str, default: int | None = None) -> int:
-        """An integer of at least 1; 1 stands in for a missing one, so that reading can go on."""
-        return max(self.integer(*keys, minimum=1, default=default), 1)
+    def size(self, *keys: str, default: int | None = None, most: int | None = None) -> int:
+        """An integer of at least 1; 1 stands in for a missing or impossible one, so that reading can go on.
+
+        Args:
+            most: the largest that is possible, where something is made for each.
+        """
+        found = max(self.integer(*keys, minimum=1, default=default), 1)
+        if most is not None and found > most:
+            self.problem(self.read(*keys)[0], str(found), f"at most {most}")
+            return 1
+        return found
 
     def count(self, *keys: str, default: int) -> int:
         """An integer of at least 0."""

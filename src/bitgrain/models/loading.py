@@ -38,21 +38,29 @@ class LoadOptions:
     dequantize: bool = False
 
 
+def build_options(options: LoadOptions, stored_dtype: str | None) -> BuildOptions:
+    """How modules are built, from what was asked; checked.
+
+    Args:
+        stored_dtype: of activations as config.json names it.
+    """
+    if options.activations not in ACTIVATIONS:
+        raise RequestError(f"activations = {options.activations!r}", "no such mode", f"one of {', '.join(ACTIVATIONS)}", "choose one of them")
+    device = str(options.device or default_device())
+    policy = Policy(options.fidelity, options.kernels, frozenset(options.forbid), options.require)
+    policy.check()
+    platform, dtype = platform_of(device), parse_dtype(options.dtype, stored_dtype)
+    return BuildOptions(dtype, torch.device(device), platform.key, options.activations, options.kv_cache, policy, options.progress, options.dequantize)
+
+
 def build_model(files: CheckpointFiles, plan: Plan, architecture: str, options: LoadOptions) -> CausalLM:
     """Build the architecture's modules one by one and close the ledger.
 
     Memory: what was prepared so far, one module's stored tensors and its decoding.
     """
-    if options.activations not in ACTIVATIONS:
-        raise RequestError(f"activations = {options.activations!r}", "no such mode", f"one of {', '.join(ACTIVATIONS)}", "choose one of them")
     model_type = model_class(architecture)
-    config = ModelConfig.from_dict(files.config, files.config_name)
-    device = str(options.device or default_device())
-    platform = platform_of(device)
-    policy = Policy(options.fidelity, options.kernels, frozenset(options.forbid), options.require)
-    policy.check()
-    build = BuildOptions(parse_dtype(options.dtype, config.dtype), torch.device(device), platform.key, options.activations, options.kv_cache, policy, options.progress, options.dequantize)
-    builder = ModelBuilder(ModuleReader(files, plan), config, build)
+    config = ModelConfig.from_dict(files.config, files.config_name, files.tensors)
+    builder = ModelBuilder(ModuleReader(files, plan), config, build_options(options, config.dtype))
     with torch.inference_mode():
         model: CausalLM = model_type(builder)
     builder.finish()

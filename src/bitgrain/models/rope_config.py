@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bitgrain.errors import ConfigError, ConflictingConfigError
 from bitgrain.formats.config_reader import words
 from bitgrain.layers.rotary import DividedRope, DynamicRope, LinearRope, Llama3Rope, LongRope, Rope, YarnRope
 from bitgrain.models.config_keys import ConfigKeys
+from bitgrain.models.windows import LAYER_TYPES
 
 DEFAULT_THETA = 10000.0
 # "divided" is this project's own: the divisors that some containers store in place of a scaling's settings
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "divided")
+# what earlier configurations call them
+OLDER_KINDS = {"su": "longrope"}
 # Keys that are read, per kind; every kind also reads rope_type, type, rope_theta and partial_rotary_factor.
 _ACCEPTED = {
     "default": words(""),
@@ -29,15 +33,27 @@ _ACCEPTED = {
 _SHARED = words("rope_type type rope_theta partial_rotary_factor")
 
 
-def read_rope(top: ConfigKeys, head_dim: int, max_position: int, default_theta: float = DEFAULT_THETA) -> Rope:
-    """The rotary embedding of a configuration; what is wrong with it is added to `top.problems`.
+@dataclass(frozen=True, slots=True)
+class RopeTraits:
+    """What config.json leaves to the architecture.
 
     Args:
-        default_theta: where no key states theta.
+        theta:       where no key states it.
+        share:       the same for partial_rotary_factor, the share of each head that is rotated; None: all of it, always.
+        local_theta: layers with a window have a rotary embedding of their own, with this theta; 0: they do not.
+        keys:        further keys of the section that the architecture reads, or that no formula reads.
     """
-    section = _merged(top)
-    keys = ConfigKeys(section, f"{top.where}: rope_parameters")
-    kind = keys.text("rope_type", "type", default="default")
+
+    theta: float = DEFAULT_THETA
+    share: float | None = None
+    local_theta: float = 0.0
+    keys: frozenset[str] = frozenset()
+
+
+def read_rope(top: ConfigKeys, head_dim: int, max_position: int, traits: RopeTraits = RopeTraits()) -> Rope:
+    """The rotary embedding of a configuration; what is wrong with it is added to `top.problems`."""
+    keys = ConfigKeys(merged_section(top), f"{top.where}: rope_parameters")
+    kind = OLDER_KINDS.get(kind := keys.text("rope_type", "type", default="default"), kind)
     if kind not in KINDS:
         keys.problem(
             "rope_type",
@@ -47,20 +63,47 @@ def read_rope(top: ConfigKeys, head_dim: int, max_position: int, default_theta: 
         )
         kind = "default"
     else:
-        _refuse_unknown(keys, kind)
-    keys.need(
-        "partial_rotary_factor",
-        lambda v: v == 1,
-        "1, or absent",
-        "rotating only a part of each head is not implemented for this architecture",
-    )
-    theta = keys.number("rope_theta", default=default_theta, minimum=1.0)
-    rope = _READERS[kind](keys, theta, head_dim, max_position)
+        _refuse_unknown(keys, kind, traits.keys)
+    size = _rotated_size(keys, head_dim, traits.share)
+    theta = keys.number("rope_theta", default=traits.theta, minimum=1.0)
+    rope = _READERS[kind](keys, theta, size, max_position)
     top.problems += keys.problems
     return rope
 
 
-def _merged(top: ConfigKeys) -> dict[str, Any]:
+def read_local_rope(top: ConfigKeys, head_dim: int, max_position: int, traits: RopeTraits) -> tuple[Rope, Rope]:
+    """The rotary embeddings of layers without and with a window; each has a section, or keys of its own at the top."""
+    stated = top.values.get("rope_parameters")
+    section = stated if isinstance(stated, Mapping) else {}
+    if stated is not None and not (section and set(section) <= set(LAYER_TYPES)):
+        top.problem("rope_parameters", repr(stated)[:200], f"an object with {' and '.join(LAYER_TYPES)}", "this architecture has two rotary embeddings")
+    ropes = []
+    for kind, theta, outer in (
+        (LAYER_TYPES[0], traits.theta, {"rope_theta": "rope_theta", "rope_scaling": "rope_scaling"}),
+        (LAYER_TYPES[1], traits.local_theta, {"rope_theta": "rope_local_base_freq"}),
+    ):
+        outer["partial_rotary_factor"] = "partial_rotary_factor"
+        values = {"rope_parameters": section.get(kind), **{key: top.values.get(name) for key, name in outer.items()}}
+        keys = ConfigKeys(values, f"{top.where}: {kind}")
+        ropes.append(read_rope(keys, head_dim, max_position, replace(traits, theta=theta)))
+        top.problems += keys.problems
+    return ropes[0], ropes[1]
+
+
+def _rotated_size(keys: ConfigKeys, head_dim: int, share: float | None) -> int:
+    """How many entries of a head are rotated."""
+    if share is None:
+        needed = "rotating only a part of each head is not implemented for this architecture"
+        keys.need("partial_rotary_factor", lambda v: v == 1, "1, or absent", needed)
+        return head_dim
+    size = int(head_dim * keys.number("partial_rotary_factor", default=share))
+    if not 2 <= size <= head_dim or size % 2:
+        keys.problem("partial_rotary_factor", f"{size} of {head_dim} entries of a head", "an even number of them, at least 2", "correct the key")
+        size = 2
+    return size
+
+
+def merged_section(top: ConfigKeys) -> dict[str, Any]:
     """One section of both spellings and of the keys that stand outside of them; those present must agree."""
     merged: dict[str, Any] = {}
     outer = {k: top.values.get(k) for k in ("rope_theta", "original_max_position_embeddings", "partial_rotary_factor")}
@@ -87,10 +130,11 @@ def _merged(top: ConfigKeys) -> dict[str, Any]:
     return merged
 
 
-def _refuse_unknown(keys: ConfigKeys, kind: str) -> None:
-    unknown = sorted(k for k in keys.values if k not in _SHARED | _ACCEPTED[kind])
+def _refuse_unknown(keys: ConfigKeys, kind: str, more: frozenset[str]) -> None:
+    accepted = _SHARED | _ACCEPTED[kind] | more
+    unknown = sorted(k for k in keys.values if k not in accepted)
     if unknown:
-        known = ", ".join(sorted(_SHARED | _ACCEPTED[kind]))
+        known = ", ".join(sorted(accepted))
         keys.problems.append(
             ConfigError(
                 keys.where,

@@ -7,6 +7,9 @@ from bitgrain.models.config_keys import ConfigKeys
 LAYER_TYPES = ("full_attention", "sliding_attention")
 DEFAULT_WINDOW = 4096
 DEFAULT_MAX_WINDOW_LAYERS = 28
+DEFAULT_PATTERN = 6
+# Rules with a switch, see read_windows.
+SWITCHED = ("chosen", "even", "switched")
 
 
 def read_windows(keys: ConfigKeys, rule: str, layers: int) -> tuple[int | None, ...]:
@@ -16,8 +19,12 @@ def read_windows(keys: ConfigKeys, rule: str, layers: int) -> tuple[int | None, 
         rule: "none":     the architecture has no window;
               "every":    all layers, when `sliding_window` is a number;
               "chosen":   when `use_sliding_window`, the layers that `layer_types` names or else those from `max_window_layers` on;
+              "even":     when `use_sliding_window`, the layers that `layer_types` names or else every second one, the first among
+                          them, below `max_window_layers`;
               "switched": when `use_sliding_window`, all layers;
-              "alternate": the layers that `layer_types` names or else every second one, the first among them.
+              "alternate": the layers that `layer_types` names or else every second one, the first among them;
+              "pattern":   the layers that `layer_types` names or else all but every n-th, n being `sliding_window_pattern`;
+              "named":     the layers that `layer_types` names or else all, when `sliding_window` is a number.
     """
     types = _layer_types(keys, layers)
     keys.read("sliding_window")
@@ -33,17 +40,22 @@ def read_windows(keys: ConfigKeys, rule: str, layers: int) -> tuple[int | None, 
             )
         return _agreeing(keys, types, None, layers)
     if rule == "alternate":
-        return _alternating(keys, types, layers)
+        return _periodic(keys, types, layers, 2)
+    if rule == "pattern":
+        return _periodic(keys, types, layers, keys.size("sliding_window_pattern", default=DEFAULT_PATTERN))
+    if rule == "named" and types is not None:
+        return _periodic(keys, types, layers, 1)
     absent = "sliding_window" not in keys.values
-    size = None if stated is None and not absent else keys.size("sliding_window", default=DEFAULT_WINDOW)
-    if rule == "every":
+    off = stated == 0 and rule in SWITCHED and not switch  # the library writes 0 for a window that is switched off
+    size = None if off or (stated is None and not absent) else keys.size("sliding_window", default=DEFAULT_WINDOW)
+    if rule in ("every", "named"):
         if switch is False and size is not None:
             keys.problem(
                 "use_sliding_window", "false", "absent", "this architecture has no such switch: set sliding_window to null instead"
             )
         return _agreeing(keys, types, size, layers)
     size = size if switch else None
-    first = keys.count("max_window_layers", default=DEFAULT_MAX_WINDOW_LAYERS if rule == "chosen" else 0)
+    first = keys.count("max_window_layers", default=0 if rule == "switched" else DEFAULT_MAX_WINDOW_LAYERS)
     if rule == "switched":
         if size is not None and first > 0 and types is None:
             keys.problem(
@@ -53,6 +65,8 @@ def read_windows(keys: ConfigKeys, rule: str, layers: int) -> tuple[int | None, 
                 "this architecture's window holds for all layers, and programs disagree on this key",
             )
         return _agreeing(keys, types, size, layers)
+    if types is None and rule == "even":
+        return tuple(size if i < first and not i % 2 else None for i in range(layers))
     if types is None:
         return tuple(size if i >= first else None for i in range(layers))
     if size is None and "sliding_attention" in types:
@@ -65,9 +79,10 @@ def read_windows(keys: ConfigKeys, rule: str, layers: int) -> tuple[int | None, 
     return tuple(size if kind == "sliding_attention" else None for kind in types)
 
 
-def _alternating(keys: ConfigKeys, types: tuple[str, ...] | None, layers: int) -> tuple[int | None, ...]:
+def _periodic(keys: ConfigKeys, types: tuple[str, ...] | None, layers: int, period: int) -> tuple[int | None, ...]:
+    """The layers that `types` names or else all but every `period`-th."""
     if types is None:
-        types = tuple(LAYER_TYPES[1 - i % 2] for i in range(layers))
+        types = tuple(LAYER_TYPES[bool((i + 1) % period)] for i in range(layers))
     if LAYER_TYPES[1] not in types:
         return (None,) * layers
     size = keys.size("sliding_window")

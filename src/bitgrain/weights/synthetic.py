@@ -26,6 +26,15 @@ from bitgrain.weights.trellis import TILE, TILE_BYTES_PER_BIT, TrellisWeight, pa
 from bitgrain.weights.vector_codebook import VectorCodebookWeight, pack_codes, parse_vector
 
 
+def block_of(spec: WeightSpec) -> tuple[int, int]:
+    """(rows, columns) of which N and K of weights of a spec are multiples."""
+    if spec.kind == "super_block":
+        return (1, spec.group_size)
+    if spec.kind == "additive":
+        return parse_additive(spec.element)[2]
+    return {"lattice": (1, 8), "trellis": (TILE, TILE)}.get(spec.kind, (1, 1))
+
+
 def sample_weight(spec: WeightSpec, n: int, k: int, seed: int = 0) -> Weight:
     """A random weight [n, k] whose spec is `spec`; values of order 1 / sqrt(k).
 

@@ -88,13 +88,14 @@ def test_generate_json_is_one_object(checkpoint, loads, capsys):
 def test_load_flags_reach_load_model(checkpoint, loads):
     words = (
         "--quantization q --kv-cache-dtype fp8 --dtype float32 --device meta --fidelity fast --kernel linear=a.b --kernel embedding=c.d --forbid x --forbid y "
-        "--require native --trust-tensors --context-length 64 --tp-size 1"
+        "--require native --trust-tensors --context-length 64 --tp-size 1 --model-impl transformers --trust-remote-code"
     )
     assert main(["generate", str(checkpoint), "--prompt", "hi", *words.split()]) == 0
     assert loads == [
         {
             "path": str(checkpoint), "quantization": "q", "kv_cache": "fp8", "dtype": "float32", "device": "meta", "fidelity": "fast",
             "kernels": {"linear": "a.b", "embedding": "c.d"}, "forbid": ("x", "y"), "require": "native", "trust_tensors": True, "context_length": 64,
+            "model_impl": "transformers", "trust_remote_code": True,
         }
     ]  # fmt: skip
 
@@ -103,7 +104,6 @@ def test_load_flags_reach_load_model(checkpoint, loads):
     ("words", "named"),
     [
         (["--tp-size", "2"], "--tp-size 2"),
-        (["--trust-remote-code"], "never runs code"),
         (["--mem-fraction-static", "0.8"], "--mem-fraction-static 0.8"),
         (["--kernel", "linear"], "--kernel linear"),
         (["--kernel", "linear=a", "--kernel", "linear=b"], "one value for linear"),

@@ -2,10 +2,11 @@ import pytest
 
 from bitgrain.api import open_checkpoint
 from bitgrain.errors import NoKernelError, RequestError
-from bitgrain.inspect.choices import check_platform, choose_for_plan, group_label
+from bitgrain.inspect.choices import check_platform, choose_for_plan
 from bitgrain.kernels.explain import explain_rows
 from bitgrain.kernels.registry import candidates
 from bitgrain.kernels.selection import Policy
+from bitgrain.layers.builder import joint_label
 from bitgrain.platforms.probe import default_platform
 from tests.checkpoints import LAYERS, llama_config, llama_tensors, small_llama, write_checkpoint
 
@@ -63,6 +64,6 @@ def test_platform_must_exist():
         check_platform("any")
 
 
-def test_group_label_names_the_common_parent_once():
-    assert group_label(["a.b.q", "a.b.k"]) == "a.b.{q,k}"
-    assert group_label(["lm_head"]) == "lm_head"
+def test_joint_label_names_the_common_parent_once():
+    assert joint_label(["a.b.q", "a.b.k"]) == "a.b.{q,k}"
+    assert joint_label(["lm_head"]) == "lm_head"

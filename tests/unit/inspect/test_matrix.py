@@ -9,7 +9,7 @@ import pytest
 from bitgrain.cli.main import main
 from bitgrain.formats.base import MATRIX_KINDS
 from bitgrain.formats.registry import formats
-from bitgrain.inspect.matrix import support_matrix
+from bitgrain.inspect.matrix import matrix_page, support_matrix
 from bitgrain.kernels.base import Fidelity
 from bitgrain.kernels.registry import kernel_entries
 from bitgrain.platforms.probe import probe_all
@@ -33,8 +33,25 @@ def test_every_cell_names_a_kernel_and_its_fidelity(rows):
     for row in rows:
         assert set(row["kernels"]) <= {kind.value for kind in MATRIX_KINDS}
         assert {"linear", "expert", "lm_head"} <= set(row["kernels"])
-        assert set(row["kernels"].values()) <= known, row
+        assert {cell.removesuffix(", as linear modules") for cell in row["kernels"].values()} <= known, row
+        assert not [kind for kind, cell in row["kernels"].items() if cell.endswith("linear modules") and kind != "expert"]
         assert set(row["last_run"]) == set(row["kernels"])
+
+
+def test_experts_run_together_or_as_linear_modules(rows):
+    together = {kernel.name for operation, _, kernel in kernel_entries() if operation == "experts"}
+    cells = [row["kernels"]["expert"] for row in rows]
+    assert all((cell.split(" ")[0] in together) != cell.endswith(", as linear modules") for cell in cells), cells
+    # a stored value for each part's input keeps gate and up apart, whatever the kernel
+    static = [row["kernels"]["expert"] for row in rows if " static" in row["scheme"]]
+    assert static and all(cell.endswith(", as linear modules") for cell in static)
+    assert any(cell.split(" ")[0] in together for cell in cells)
+
+
+def test_page_says_how_kernels_of_absent_devices_were_tested():
+    proofs = {(kernel.name, kernel.proof) for _, _, kernel in kernel_entries() if hasattr(kernel, "proof")}
+    page = matrix_page([])
+    assert proofs and all(name in page and proof in page for name, proof in proofs)
 
 
 def test_last_run_is_a_record_or_says_that_there_is_none(rows, monkeypatch):

@@ -5,7 +5,7 @@ from bitgrain.errors import RequestError
 from bitgrain.formats.base import ModuleKind
 from bitgrain.formats.compressed_tensors.schemes import IntScheme
 from bitgrain.formats.fp8.schemes import Float8Scheme
-from bitgrain.inspect.report import group_rows, memory, shard_rows
+from bitgrain.inspect.report import group_rows, left_out_lines, memory, shard_rows
 from bitgrain.plan import ModulePlan, Plan
 from bitgrain.weights import NO_ACTIVATION
 from tests.checkpoints import LAYERS, llama_tensors, small_llama
@@ -35,6 +35,14 @@ def test_rows_split_where_the_reason_differs():
     rows = group_rows(Plan("any", (), {m.name: m for m in (first, second, third)}))
     assert [(row.name, row.why) for row in rows] == [("layers.0,2.fc", "group_0"), ("layers.1.fc", "group_1 (x)")]
     assert rows[0].as_dict()["bytes"] == 16
+
+
+def test_tensors_that_are_left_out_are_one_line_for_each_rule():
+    ignored = {"vision_tower.a.weight": "not text", "model.projector.b.weight": "not text", "rotary_emb.inv_freq": "follows from the configuration"}
+    assert left_out_lines(Plan("any", (), {}, (), ignored)) == [
+        "left out: 2 tensors (model.projector, vision_tower): not text", "left out: 1 tensor (rotary_emb.inv_freq): follows from the configuration",
+    ]  # fmt: skip
+    assert left_out_lines(Plan("any", (), {})) == []
 
 
 def test_memory_is_the_files_and_three_of_the_largest_module(plan):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bitgrain.layers.activation import ACTIVATIONS, ClampedGate, Gated
-from bitgrain.layers.experts import Experts
+from bitgrain.layers.experts import LinearExperts
 from bitgrain.layers.norm import RMSNorm
 from bitgrain.layers.routing import Routing, choose
 
@@ -63,10 +63,7 @@ class Doubling(torch.nn.Module):
 
 
 def mixture(count):
-    layer = Experts.__new__(Experts)
-    torch.nn.Module.__init__(layer)
-    layer.experts = torch.nn.ModuleList(Doubling(10.0**i) for i in range(count))
-    return layer
+    return LinearExperts({i: Doubling(10.0**i) for i in range(count)})
 
 
 def test_tokens_go_to_their_best_experts_with_softmax_weights():

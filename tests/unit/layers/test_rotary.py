@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from bitgrain.layers.rotary import DynamicRope, LinearRope, Llama3Rope, LongRope, Rope, Rotary, YarnRope, rotate
+from bitgrain.kernels.reference.step import rotate
+from bitgrain.layers.rotary import DynamicRope, LinearRope, Llama3Rope, LongRope, Rope, Rotary, YarnRope
 
 
 def test_plain_frequencies_are_powers_of_theta():

@@ -1,15 +1,21 @@
 """A builder that serves dense weights from a state dict, in place of a planned checkpoint."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bitgrain.kernels.base import Kernel, StepProblem
+from bitgrain.kernels.registry import candidates
 from bitgrain.kvcache.spec import KVCacheSpec
+from bitgrain.layers.linear import FusedLinear
 from bitgrain.models.causal_lm import CausalLM
 from bitgrain.models.config import ModelConfig
 from bitgrain.models.registry import model_class
+from bitgrain.plan import ExpertGroup
 
 
 def row_by_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -57,12 +63,26 @@ class FakeBuilder:
     ) -> None:
         self.config, self.dtype, self.product = config, dtype, product
         self.tensors, self.cache = tensors, cache or KVCacheSpec()
+        self.reader = SimpleNamespace(plan=SimpleNamespace(expert_groups=self._expert_groups()))
         self.taken: list[str] = []
 
     def _take(self, name: str) -> Tensor:
         module, _, local = name.rpartition(".")
         self.taken.append(module if local == "weight" else name)  # a bare vector has a name of its own
         return self.tensors[name].to(self.dtype)
+
+    def _expert_groups(self) -> dict[str, tuple[ExpertGroup, ...]]:
+        """All experts of a layer in one group that no kernel runs together."""
+        members: dict[str, set[int]] = {}
+        for name in self.tensors:
+            layer, found, rest = name.partition(".experts.")
+            if found:
+                members.setdefault(f"{layer}.experts", set()).add(int(rest.partition(".")[0]))
+        parts = self.config.mixtures.parts
+        return {layer: (ExpertGroup(layer, tuple(sorted(own)), parts, False, "each by itself"),) for layer, own in members.items()}
+
+    def linears_of_experts(self, name: str, why: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def linear(self, name: str) -> DenseLinear:
         bias = self.tensors.get(f"{name}.bias")
@@ -71,12 +91,19 @@ class FakeBuilder:
     def linears(self, names: Sequence[str]) -> SideBySide:
         return SideBySide([self.linear(name) for name in names])
 
+    def joint_linear(self, name: str, heights: Sequence[int]) -> FusedLinear:
+        return FusedLinear(self.linear(name), heights)
+
     def embedding(self, name: str) -> Lookup:
         return Lookup(self._take(f"{name}.weight"))
 
     def lm_head(self, name: str, tied_to: str | None) -> DenseLinear:
         self.taken.append(name)
         return DenseLinear(self.tensors[f"{tied_to or name}.weight"].to(self.dtype), None, self.product)
+
+    def step_kernel(self, operation: str, size: int = 0, detail: str = "") -> Kernel:
+        """Plain torch's, whose rows do not depend on each other's number either."""
+        return next(k for k in candidates(operation, "none") if k.refusal(StepProblem(operation, size, "float32", detail)) is None)
 
     def vector(self, name: str, size: int) -> Tensor:
         vector = self._take(name)

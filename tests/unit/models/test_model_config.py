@@ -224,7 +224,7 @@ def test_windows_that_contradict_are_refused(config, key):
 def test_experts_are_read_in_both_spellings():
     other = {**QWEN3_MOE, "num_local_experts": QWEN3_MOE["num_experts"], "num_experts": ...}
     assert parse(other) == parse(QWEN3_MOE)
-    routing = parse(QWEN3_MOE).routing(0)
+    routing = parse(QWEN3_MOE).mixtures.routings[0]
     assert routing is not None
     assert (routing.count, routing.per_token, routing.normalize) == (6, 2, True)
 
@@ -234,7 +234,7 @@ def test_experts_counted_twice_and_differently_are_refused():
 
 
 def test_dense_layers_among_experts():
-    sparse = lambda **changes: [parse(QWEN3_MOE, **changes).routing(i) is not None for i in range(3)]  # noqa: E731
+    sparse = lambda **changes: [parse(QWEN3_MOE, **changes).mixtures.routings[i] is not None for i in range(3)]  # noqa: E731
     assert sparse() == [True, True, True]
     assert sparse(mlp_only_layers=[1]) == [True, False, True]
     assert sparse(decoder_sparse_step=2) == [False, True, False]
@@ -259,15 +259,15 @@ def test_gpt_oss_leaves_much_to_its_defaults():
     assert config.qkv_bias and config.o_bias and config.mlp_bias and config.wide_norm
     assert config.join == ClampedGate(1.702, 7.0)
     assert config.rope == YarnRope(150000.0, 64, 32.0, 4096, truncate=False)
-    assert config.moe_intermediate_size == 40
-    assert all(r is not None and r.over_chosen and r.router == "router" and not r.normalize for r in config.routings)
+    assert config.mixtures.size == 40
+    assert all(r is not None and r.over_chosen and r.router == "router" and not r.normalize for r in config.mixtures.routings)
 
 
 def test_gpt_oss_says_what_differs():
     rope = {"rope_type": "yarn", "factor": 2.0, "truncate": False, "original_max_position_embeddings": 64, "rope_theta": 500.0}
     config = parse(GPT_OSS, rope_theta=..., rope_scaling=rope, attention_bias=False, swiglu_alpha=1.0, swiglu_limit=3, num_experts_per_tok=..., experts_per_token=3)
     assert config.rope == YarnRope(500.0, 24, 2.0, 64, truncate=False) and config.max_context == 128
-    assert not config.qkv_bias and config.join == ClampedGate(1.0, 3.0) and config.routings[0].per_token == 3
+    assert not config.qkv_bias and config.join == ClampedGate(1.0, 3.0) and config.mixtures.routings[0].per_token == 3
 
 
 @pytest.mark.parametrize(
@@ -313,3 +313,15 @@ def test_architecture_that_is_named_wins_over_the_model_type():
 def test_architectures_that_is_no_list_of_names_is_refused(value):
     with pytest.raises(ConfigError, match="architectures"):
         architecture_of({"architectures": value, "model_type": "llama"})
+
+
+# ---- sizes that would make a plan of millions of modules ----
+
+
+@pytest.mark.parametrize("name, changes, key", [
+    ("llama", {"num_hidden_layers": 2**62}, "num_hidden_layers"),
+    ("qwen3_moe", {"num_experts": 2**32 - 1}, "num_experts"),
+    ("qwen3_moe", {"num_experts": 20_000, "num_hidden_layers": 9_000}, "num_experts"),
+])  # fmt: skip
+def test_absurd_counts_are_refused(name, changes, key):
+    assert any(key in str(p) and "at most" in str(p) for p in problems(FAMILIES[name], **changes))

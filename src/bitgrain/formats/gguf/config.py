@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bitgrain.checkpoint.described_tokenizer import TokenizerDescription
 from bitgrain.checkpoint.headers import TensorHeader
 from bitgrain.checkpoint.parts import StoredPart, whole
 from bitgrain.errors import (
@@ -27,6 +28,7 @@ from bitgrain.formats.gguf.names import LLAMA, LOCALS, Architecture, Place, plac
 from bitgrain.formats.gguf.parts import Heads, parts_of
 from bitgrain.formats.gguf.rope import ROPE_TENSORS
 from bitgrain.formats.gguf.schemes import FLOAT_BLOCKS, BlockScheme, LatentScheme, RouterScheme
+from bitgrain.formats.gguf.tokenizer import describe_tokenizer
 from bitgrain.formats.matching import nearest_names
 from bitgrain.numerics.block_types import BLOCK_TYPES
 from bitgrain.weights import ActivationSpec, WeightSpec
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 CORRECTION = "e_score_correction_bias"
 LATENT = ("k_b", "v_b")
 KNOWN_VERSION = 2
+# llama.cpp (llama-cpp-python 0.3.36) loads these tensors with the model, and no graph of its reads one
+INPUT_SCALE_RULE = "input_scale is checked and not applied: it belongs to four-bit inputs, which the format's own runtime does not compute with either"
 
 
 @dataclass(slots=True)
@@ -70,6 +74,10 @@ class GGUFConfig(QuantConfig):
     @classmethod
     def model_config(cls, evidence: Evidence) -> Mapping[str, Any]:
         return model_config(evidence)
+
+    @classmethod
+    def tokenizer(cls, evidence: Evidence, beside: bool) -> TokenizerDescription | None:
+        return describe_tokenizer(evidence, beside)
 
     @classmethod
     def parse(cls, evidence: Evidence) -> Self:
@@ -127,6 +135,8 @@ class GGUFConfig(QuantConfig):
 
     def decide(self, module: ModuleView) -> Choice:
         why = self.rule_for(module)[1]
+        if "input_scale" in module.tensors:
+            why = f"{why}; {INPUT_SCALE_RULE}"
         if any(local in module.tensors for local in LATENT):
             return Choice(_latent_scheme(module), why)
         if self.is_quantized(module):

@@ -12,9 +12,9 @@ from math import isclose
 from typing import Any
 
 from bitgrain.errors import ConfigError, UnsupportedArchitectureError
-from bitgrain.formats.config_reader import ConfigReader, words
+from bitgrain.formats.config_reader import CORRECT, ConfigReader, words
 from bitgrain.formats.evidence import Evidence
-from bitgrain.formats.gguf.names import ARCHITECTURES, DEEPSEEK3, MISTRAL, MIXTRAL, Architecture
+from bitgrain.formats.gguf.names import ARCHITECTURES, DEEPSEEK3, MINISTRAL, MISTRAL, MIXTRAL, Architecture
 from bitgrain.formats.gguf.parts import Heads
 from bitgrain.formats.gguf.rope import rope_parameters
 
@@ -52,6 +52,11 @@ class Description(ConfigReader):
         """As in the base; a float32 becomes the shortest decimal that stands for it, as people write it in config.json."""
         return _shortest(super().number(*keys, default=default, minimum=minimum, strict=strict))
 
+    def problem(self, key: str, found: str, needed: str, action: str = CORRECT) -> None:
+        """As in the base; a key that is read twice is one problem."""
+        if self.place(key) not in {problem.where for problem in self.problems}:
+            super().problem(key, found, needed, action)
+
     @property
     def architecture(self) -> Architecture:
         """The architecture that the metadata describes.
@@ -67,6 +72,8 @@ class Description(ConfigReader):
             )  # fmt: skip
         if self.kind == "llama":
             return MIXTRAL if self.values.get("expert_count") else MISTRAL if self.values.get("attention.sliding_window") else found
+        if self.kind == "mistral3" and self.values.get("attention.temperature_scale"):
+            return MINISTRAL
         if self.kind == "deepseek2" and self.values.get("expert_gating_func") == SIGMOID:
             return DEEPSEEK3
         return found
@@ -186,10 +193,29 @@ def _llama(keys: Description, config: dict[str, Any]) -> None:
         keys.need("expert_gating_func", lambda v: v == SOFTMAX, "1 (softmax)", "the routing is not implemented")
     else:
         _no_experts(keys)
+    _window(keys, config)
+
+
+def _window(keys: Description, config: dict[str, Any]) -> None:
     if keys.values.get("attention.sliding_window"):
         config["sliding_window"] = keys.integer("attention.sliding_window", minimum=1)
     else:
         keys.skip(("attention.sliding_window",))
+
+
+def _mistral3(keys: Description, config: dict[str, Any]) -> None:
+    """The text model of Mistral Small 3, or of Ministral 3, whose queries grow beyond the trained length."""
+    _no_experts(keys)
+    _window(keys, config)
+    growth = keys.number("attention.temperature_scale", default=0.0, strict=False)
+    if not growth:
+        return
+    scaling = config.get("rope_scaling", {})
+    if scaling.get("rope_type") != "yarn":
+        keys.problem("attention.temperature_scale", repr(growth), "0 or absent without YaRN (rope.scaling.type)", "no model here computes it so; use another program")
+        return
+    scaling.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+    scaling["llama_4_scaling_beta"] = growth
 
 
 def _qwen_moe(keys: Description, config: dict[str, Any]) -> None:
@@ -204,13 +230,19 @@ def _qwen_moe(keys: Description, config: dict[str, Any]) -> None:
     keys.need("expert_gating_func", lambda v: v == SOFTMAX, "1 (softmax)", "the routing is not implemented")
     keys.need("expert_weights_scale", lambda v: v in (0, 1), "1", "the routing is not implemented")
     if keys.kind == "qwen2moe":
-        config["shared_expert_intermediate_size"] = keys.integer("expert_shared_feed_forward_length", minimum=0, default=0)
+        config["qkv_bias"] = _has(keys.evidence, ".attn_q.bias")
+        config["shared_expert_intermediate_size"] = keys.integer("expert_shared_feed_forward_length", minimum=0, default=_rows(keys, "blk.0.ffn_up_shexp.weight") or 0)
 
 
 def _expert_rows(keys: Description) -> int | None:
     """Out features of an expert, from the stored stack."""
-    header = keys.evidence.tensors.get("blk.0.ffn_up_exps.weight")
-    return header.shape[1] if header is not None and len(header.shape) == 3 else None
+    return _rows(keys, "blk.0.ffn_up_exps.weight")
+
+
+def _rows(keys: Description, name: str) -> int | None:
+    """Out features of a stored matrix or of each in a stack; None if there is no such tensor."""
+    header = keys.evidence.tensors.get(name)
+    return header.shape[-2] if header is not None and len(header.shape) > 1 else None
 
 
 def _gemma(keys: Description, config: dict[str, Any]) -> None:
@@ -223,10 +255,11 @@ def _gemma(keys: Description, config: dict[str, Any]) -> None:
     window = keys.integer("attention.sliding_window", minimum=0, default=0)
     if window:
         config["sliding_window"] = window
+    elif keys.kind == "gemma3":
+        config["layer_types"] = ["full_attention"] * config["num_hidden_layers"]  # the runtime has no default window for it
     for key, name in (("attn_logit_softcapping", "attn_logit_softcapping"), ("final_logit_softcapping", "final_logit_softcapping")):
-        cap = keys.number(key, default=0.0, strict=False)
-        if cap:
-            config[name] = cap
+        if keys.read(key)[1] is not None:
+            config[name] = keys.number(key, strict=False) or None  # 0 switches it off; absent, it has the architecture's default
     if keys.kind == "gemma3":
         config["sliding_window_pattern"] = keys.integer("attention.sliding_window_pattern", minimum=1, default=6)
         config["rope_local_base_freq"] = keys.number("rope.freq_base_swa", default=10000.0)
@@ -237,6 +270,17 @@ def _phi3(keys: Description, config: dict[str, Any]) -> None:
     window = keys.integer("attention.sliding_window", minimum=0, default=0)
     if window:
         config["sliding_window"] = window
+
+
+def _glm4(keys: Description, config: dict[str, Any]) -> None:
+    _no_experts(keys)
+    config["attention_bias"] = _has(keys.evidence, ".attn_q.bias")  # the output projection never has one
+    config.setdefault("partial_rotary_factor", 1.0)  # whole heads where no other size is stated
+
+
+def _olmo2(keys: Description, config: dict[str, Any]) -> None:
+    _no_experts(keys)
+    keys.need("attention.sliding_window", lambda v: v == 0, "absent or 0", "windows belong to a later model, which is not implemented")
 
 
 def _deepseek(keys: Description, config: dict[str, Any]) -> None:
@@ -261,19 +305,25 @@ def _deepseek(keys: Description, config: dict[str, Any]) -> None:
         "routed_scaling_factor": keys.number("expert_weights_scale", default=1.0),
         "norm_topk_prob": bool(keys.flag("expert_weights_norm")),
         "scoring_func": "sigmoid" if keys.integer("expert_gating_func", allowed=(SOFTMAX, SIGMOID), default=SOFTMAX) == SIGMOID else "softmax",
-        "n_group": keys.integer("expert_group_count", minimum=0, default=0) or None,
-        "topk_group": keys.integer("expert_group_used_count", minimum=0, default=0) or None,
+        "n_group": keys.integer("expert_group_count", minimum=0, default=0) or 1,
+        "topk_group": keys.integer("expert_group_used_count", minimum=0, default=0) or 1,
+        "num_nextn_predict_layers": 0,
     }
+    grouped = "group_limited_greedy" if config["n_group"] > 1 else "greedy"
+    config["topk_method"] = "noaux_tc" if config["scoring_func"] == "sigmoid" else grouped
     keys.skip(("expert_shared_feed_forward_length",))
 
 
 _FAMILIES: Mapping[str, Callable[[Description, dict[str, Any]], None]] = {
     "llama": _llama,
+    "mistral3": _mistral3,
     "qwen2moe": _qwen_moe,
     "qwen3moe": _qwen_moe,
     "gemma": _gemma,
     "gemma2": _gemma,
     "gemma3": _gemma,
     "phi3": _phi3,
+    "glm4": _glm4,
+    "olmo2": _olmo2,
     "deepseek2": _deepseek,
 }

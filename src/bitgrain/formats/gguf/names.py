@@ -23,11 +23,8 @@ _ATTENTION = {
 }
 _MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 _DENSE = {**_ATTENTION, **_MLP}
-_FOUR_NORMS = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
+_OUT_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+_FOUR_NORMS = {**_OUT_NORMS, "ffn_norm": "pre_feedforward_layernorm"}
 _ROUTER = {"ffn_gate_inp": "mlp.gate"}
 _SHARED = {
     "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
@@ -81,6 +78,7 @@ class Architecture:
 
 LLAMA = Architecture("LlamaForCausalLM", "llama", interleaved=True)
 MISTRAL = Architecture("MistralForCausalLM", "mistral", interleaved=True)
+MINISTRAL = Architecture("Ministral3ForCausalLM", "ministral3", interleaved=True)
 MIXTRAL = Architecture(
     "MixtralForCausalLM", "mixtral", {**_ATTENTION, "ffn_gate_inp": "block_sparse_moe.gate"}, "block_sparse_moe.experts",
     {"gate": "w1", "up": "w3", "down": "w2"}, interleaved=True,
@@ -88,9 +86,10 @@ MIXTRAL = Architecture(
 DEEPSEEK2 = Architecture("DeepseekV2ForCausalLM", "deepseek_v2", {**_DENSE, **_ROUTER, **_LATENT}, "mlp.experts")
 DEEPSEEK3 = Architecture("DeepseekV3ForCausalLM", "deepseek_v3", {**_DENSE, **_ROUTER, **_LATENT}, "mlp.experts")
 
-# by general.architecture; "llama" and "deepseek2" cover several of the others' classes, see metadata.architecture_of
+# by general.architecture; "llama", "mistral3" and "deepseek2" cover several of the others' classes, see metadata.architecture_of
 ARCHITECTURES = {
     "llama": LLAMA,
+    "mistral3": MISTRAL,
     "qwen2": Architecture("Qwen2ForCausalLM", "qwen2"),
     "qwen2moe": Architecture("Qwen2MoeForCausalLM", "qwen2_moe", {**_DENSE, **_ROUTER, **_SHARED}, "mlp.experts"),
     "qwen3": Architecture("Qwen3ForCausalLM", "qwen3"),
@@ -99,6 +98,11 @@ ARCHITECTURES = {
     "gemma2": Architecture("Gemma2ForCausalLM", "gemma2", {**_DENSE, **_FOUR_NORMS}, norm_shift=1.0),
     "gemma3": Architecture("Gemma3ForCausalLM", "gemma3_text", {**_DENSE, **_FOUR_NORMS}, norm_shift=1.0),
     "phi3": Architecture("Phi3ForCausalLM", "phi3", {**_ATTENTION, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj"}),
+    "glm4": Architecture(
+        "Glm4ForCausalLM", "glm4",
+        {**_ATTENTION, **_OUT_NORMS, "post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm", "ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj"},
+    ),
+    "olmo2": Architecture("Olmo2ForCausalLM", "olmo2", {stem: name for stem, name in {**_DENSE, **_OUT_NORMS}.items() if stem not in ("attn_norm", "ffn_norm")}),
     "deepseek2": DEEPSEEK2,
 }
 

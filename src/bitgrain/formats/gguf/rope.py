@@ -65,6 +65,8 @@ def _yarn(keys: Description, factor: float, original: int, attention: float) -> 
     if weight and keys.kind == "deepseek2":
         # stored as a tenth of the weight; numerator and denominator of the factor cancel in the models that state it
         scaling["mscale"] = scaling["mscale_all_dim"] = weight * 10
+    elif weight and keys.kind == "mistral3":
+        scaling |= {"mscale": 1.0, "mscale_all_dim": weight}
     elif weight:
         keys.problem("rope.scaling.yarn_log_multiplier", repr(weight), "absent", "the attention factor is not implemented")
     elif attention != 1:

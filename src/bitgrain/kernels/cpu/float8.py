@@ -12,8 +12,6 @@ from bitgrain.kernels.cpu.native_kernel import NativeKernel
 from bitgrain.weights import ActivationSpec, FloatWeight, Weight
 
 KINDS = {torch.float8_e4m3fn: panels.E4M3, torch.float8_e5m2: panels.E5M2}
-# E4M3 is read as a half of another bias, which is 2^8 too small
-E4M3_FACTOR = 256.0
 
 
 class Float8Linear(NativeKernel):
@@ -45,7 +43,7 @@ class Float8Linear(NativeKernel):
         gather, group_ends = panels.layout_columns(k, min(weight.block[1], k), None)
         codes = panels.pad_rows(panels.place_columns(raw, gather, int(group_ends[-1]) * panels.UNIT, 0))
         rows = torch.div(torch.arange(n), weight.block[0], rounding_mode="floor")
-        scale = weight.scale[rows] * (E4M3_FACTOR if fine else 1.0)
+        scale = weight.scale[rows] * (panels.E4M3_FACTOR if fine else 1.0)
         tensors = {"codes": panels.pack_columns(codes), "scale": panels.pack_group_values(panels.pad_rows(scale)), "group_ends": group_ends}
         if gather is not None:
             tensors["gather"] = gather

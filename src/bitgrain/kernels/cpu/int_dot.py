@@ -14,6 +14,7 @@ from bitgrain.weights import ActivationSpec, IntAffineWeight, Weight
 MAX_K = 65_536
 # where the native quantizer takes its ranges from; native/include/kernels.hpp
 STATIC, RANGES = 0, {"token": 1, "tensor": 2}
+SYMMETRIC, RECIPROCAL = 1, 2
 
 
 class IntDotLinear(NativeKernel):
@@ -38,8 +39,6 @@ class IntDotLinear(NativeKernel):
             return Refusal(f"quantizes activations per token or tensor, not per {act.granularity}")
         if act.scale_type != "float" or act.upper_bound is not None or act.lower_bound is not None or act.clipped or act.outlier_threshold is not None:
             return Refusal("computes plain scales only: no upper bound, clipping or outliers")
-        if act.reciprocal:
-            return Refusal("divides by the scale, and the scheme multiplies by its reciprocal")
         if spec.row_index:
             return Refusal("takes scales of rows in order")
         if problem.k > MAX_K:
@@ -67,7 +66,12 @@ class IntDotLinear(NativeKernel):
         act, t = prepared.activation, prepared.tensors
         ranges = RANGES[act.granularity] if act.dynamic else STATIC
         y: Tensor = integer_linear(
-            x, t["codes"], t["scale"], t["column_sums"], bias, prepared.shape[0], act.symmetric, ranges, 1.0 if act.scale is None else act.scale, act.zero,
+            x, t["codes"], t["scale"], t["column_sums"], bias, prepared.shape[0], rules_of(act), ranges, 1.0 if act.scale is None else act.scale, act.zero,
             act.top_code,
         )
         return y
+
+
+def rules_of(activation: ActivationSpec) -> int:
+    """How the native quantizer turns values into codes; native/src/interface.cpp."""
+    return (SYMMETRIC if activation.symmetric else 0) | (RECIPROCAL if activation.reciprocal else 0)

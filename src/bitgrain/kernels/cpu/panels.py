@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 PANEL, UNIT = 16, 8
-NIBBLE, BYTE, E4M3, E5M2 = 0, 1, 2, 3
+NIBBLE, BYTE, E4M3, E5M2, TABLE4, DENSE_BF16, DENSE_F16, DENSE_F32 = range(8)
+# E4M3 is read as a half of another bias, which is 2^8 too small
+E4M3_FACTOR = 256.0
 
 
 def pad_rows(values: Tensor, fill: float = 0) -> Tensor:
@@ -51,7 +53,7 @@ def unpack_quads(packed: Tensor) -> Tensor:
 
 
 def pack_columns(codes: Tensor) -> Tensor:
-    """uint8 [panels, units, 128] of codes uint8 [N, K]: per in feature, 16 bytes."""
+    """[panels, units, 128] of codes or values [N, K]: per in feature, 16 out features."""
     n, k = codes.shape
     split = codes.view(n // PANEL, PANEL, k // UNIT, UNIT)
     return split.permute(0, 2, 3, 1).reshape(n // PANEL, k // UNIT, 128).contiguous()
@@ -61,6 +63,13 @@ def unpack_columns(packed: Tensor) -> Tensor:
     """Inverse of pack_columns."""
     panels, units = packed.shape[:2]
     return packed.view(panels, units, UNIT, PANEL).permute(0, 3, 1, 2).reshape(panels * PANEL, units * UNIT).contiguous()
+
+
+def pack_pairs(values: Tensor) -> Tensor:
+    """[panels, units, 128] of 16-bit values [N, K]: per two in features, 16 lanes of two."""
+    n, k = values.shape
+    split = values.view(n // PANEL, PANEL, k // UNIT, UNIT // 2, 2)
+    return split.permute(0, 2, 3, 1, 4).reshape(n // PANEL, k // UNIT, 128).contiguous()
 
 
 def pack_group_values(values: Tensor) -> Tensor:

@@ -1,0 +1,74 @@
+// The C interface of the block kernels, and their threads.
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "block_layout.hpp"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT const char* bg_instruction_set();
+
+namespace bitgrain {
+
+int64_t block_input_bytes(int64_t rows, int64_t k) { return rows * (k / BLOCK_UNIT) * int64_t(sizeof(UnitInput)) + 64; }
+
+int64_t block_panel_bytes(const BlockFormat& format, int64_t k) {
+  const int64_t units = k / BLOCK_UNIT, whole = units / RECORD_UNITS;
+  const int64_t tail = units % RECORD_UNITS ? RecordLayout(format, units % RECORD_UNITS).end : 0;
+  return whole * RecordLayout(format, RECORD_UNITS).end + tail;
+}
+
+const BlockKernels& block_kernels() {
+#ifdef BITGRAIN_X86
+  const char* name = bg_instruction_set();
+  if (std::strcmp(name, "avx2") == 0) return avx2_blocks();
+  if (std::strcmp(name, "portable") != 0) return avx512_blocks();
+#endif
+  return portable_blocks();
+}
+
+namespace {
+
+enum BlockStatus : int32_t { BLOCK_OK = 0, BLOCK_OUT_OF_MEMORY = 3 };
+
+// Activations, in elements, below which a pass over them costs less than waking the other threads.
+constexpr int64_t PREPARED_ALONE = 1 << 14;
+
+}  // namespace
+}  // namespace bitgrain
+
+using namespace bitgrain;
+
+// Bytes of one panel of a weight with k in features; `format` holds the seven numbers of BlockFormat.
+EXPORT int64_t bg_block_panel_bytes(const int32_t* format, int64_t k) {
+  BlockFormat given;
+  std::memcpy(&given, format, sizeof given);
+  return block_panel_bytes(given, k);
+}
+
+// y [rows, n] of x's dtype = x [rows, k] times the weight, as BlockWeight says; bias [n] of x's dtype or null.
+EXPORT int32_t bg_block_linear(const void* x, int32_t dtype, int64_t rows, int64_t k, const int32_t* format, const void* data, const float* factor, int64_t n,
+                               const void* bias, void* y, int32_t precision, int32_t threads) {
+  BlockWeight weight = {{}, static_cast<const uint8_t*>(data), factor, n, k};
+  std::memcpy(&weight.format, format, sizeof weight.format);
+  const std::unique_ptr<uint8_t[]> input(new (std::nothrow) uint8_t[size_t(block_input_bytes(rows, k))]);
+  if (!input) return BLOCK_OUT_OF_MEMORY;
+  const BlockKernels& kernels = block_kernels();
+  const int64_t tasks = (n + PANEL * PANELS_TOGETHER - 1) / (PANEL * PANELS_TOGETHER), panels = (n + PANEL - 1) / PANEL;
+  const bool shared = rows * k > PREPARED_ALONE;
+  if (!shared) kernels.prepare(weight.format, x, dtype, k, k, rows, 0, rows, precision, input.get());
+#pragma omp parallel num_threads(threads) if (tasks > 1 || shared)
+  {
+    if (shared) {
+#pragma omp for schedule(dynamic)
+      for (int64_t row = 0; row < rows; ++row) kernels.prepare(weight.format, x, dtype, k, k, rows, row, row + 1, precision, input.get());
+    }
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < tasks; ++task) {
+      const int64_t first = task * PANELS_TOGETHER, last = first + PANELS_TOGETHER < panels ? first + PANELS_TOGETHER : panels;
+      kernels.panels(weight, input.get(), rows, first, last, bias, y, dtype, n);
+    }
+  }
+  return BLOCK_OK;
+}

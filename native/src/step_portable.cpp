@@ -1,0 +1,11 @@
+// See step.hpp: the same code, compiled for this instruction set.
+#include "step.hpp"
+
+namespace bitgrain {
+
+const StepKernels& portable_step_kernels() {
+  static const StepKernels table = {norm_rows, rotate_rows, gate_range, attend_range};
+  return table;
+}
+
+}  // namespace bitgrain

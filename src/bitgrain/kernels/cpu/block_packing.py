@@ -1,0 +1,172 @@
+"""Panels of the block kernels: 16 out features side by side, 256 in features per record; see native/include/block_kernels.hpp."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitgrain.kernels.cpu.block_layouts import (
+    ADDED_MINIMUM,
+    CODE_1,
+    E8M0_SUB,
+    FLOAT_4,
+    LEVELS_4,
+    NIBBLE_SUB,
+    NO_MINIMUM,
+    NO_SUB,
+    PLANES,
+    RECORD,
+    SCALED_MINIMUM,
+    SIGNED_SUB,
+    UNSIGNED_SUB,
+    ZERO_POINT,
+    BlockLayout,
+    BlockParts,
+)
+from bitgrain.kernels.cpu.panels import PANEL, pad_rows
+from bitgrain.numerics.block_scales import decode_block_scale
+from bitgrain.numerics.lattice_blocks import LEVELS
+
+UNIT = 32
+FLOATS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
+# Rows that are packed at once: bounds the working set, a few bytes per weight.
+ROWS_AT_ONCE = 1024
+
+
+def pack(layout: BlockLayout, parts: BlockParts) -> Tensor:
+    """uint8 [panels, bytes]: every panel of the parts, the last filled with zero scales."""
+    n = parts.codes.shape[0]
+    packed = [_pack_rows(layout, _rows(parts, start, start + ROWS_AT_ONCE)) for start in range(0, n, ROWS_AT_ONCE)]
+    return torch.cat(packed)
+
+
+def _rows(parts: BlockParts, start: int, stop: int) -> BlockParts:
+    def part(values: Tensor | None) -> Tensor | None:
+        return None if values is None else pad_rows(values[start:stop])
+
+    return BlockParts(pad_rows(parts.codes[start:stop]), part(parts.scale), part(parts.minima), part(parts.points), part(parts.sub), part(parts.sub_minima))
+
+
+def _pack_rows(layout: BlockLayout, parts: BlockParts) -> Tensor:
+    k = parts.codes.shape[1]
+    whole = k - k % RECORD
+    pieces = [_records(layout, parts, start, stop, size) for start, stop, size in ((0, whole, RECORD), (whole, k, k - whole)) if stop > start]
+    return torch.cat(pieces, dim=1)
+
+
+def _records(layout: BlockLayout, parts: BlockParts, start: int, stop: int, size: int) -> Tensor:
+    """[panels, bytes] of the columns [start, stop) in records of `size` columns, one after another."""
+    panels, count = parts.codes.shape[0] // PANEL, (stop - start) // size
+    found = []
+    for values, step in _columns(layout, parts):
+        if values is not None:
+            per_record = -(-size // step)
+            first = start // step
+            # a scale that several records share is repeated in each
+            index = torch.arange(count)[:, None] * size // step + torch.arange(per_record) + first
+            taken = values[:, index.reshape(-1)].view(panels, PANEL, count, per_record)
+            found.append(taken.permute(0, 2, 3, 1).contiguous().view(panels, count, -1).view(torch.uint8))
+    codes = pack_planes(parts.codes[:, start:stop], layout.code)
+    found.append(codes.view(panels, count, -1))
+    return torch.cat(found, dim=2).view(panels, -1)
+
+
+def _columns(layout: BlockLayout, parts: BlockParts) -> list[tuple[Tensor | None, int]]:
+    """The parts before the codes in their order, each with the columns that one value covers."""
+    return [(parts.scale, layout.span), (parts.minima, layout.span), (parts.points, layout.span), (parts.sub, layout.group), (parts.sub_minima, layout.group)]
+
+
+def pack_planes(codes: Tensor, code: int) -> Tensor:
+    """uint8 [panels, units, bytes] of codes uint8 [N, K]; N % 16 == 0, K % 32 == 0."""
+    n, k = codes.shape
+    vectors = codes.reshape(n // PANEL, PANEL, k // UNIT, 8, 4).permute(0, 2, 3, 1, 4).reshape(n // PANEL, k // UNIT, 8, 64)
+    planes = []
+    for width, lowest in PLANES[code]:
+        held = 8 // width
+        fields = ((vectors >> lowest) & ((1 << width) - 1)).view(*vectors.shape[:2], width, held, 64)
+        plane = fields[..., 0, :]
+        for i in range(1, held):
+            plane = plane | fields[..., i, :] << (width * i)
+        planes.append(plane.flatten(2))
+    return torch.cat(planes, dim=2)
+
+
+def unpack_planes(packed: Tensor, code: int) -> Tensor:
+    """Inverse of pack_planes."""
+    panels, units = packed.shape[:2]
+    vectors, at = torch.zeros(panels, units, 8, 64, dtype=torch.uint8), 0
+    for width, lowest in PLANES[code]:
+        held = 8 // width
+        plane = packed[:, :, at : at + 64 * width].view(panels, units, width, 1, 64)
+        shifts = (torch.arange(held, dtype=torch.uint8) * width)[:, None]
+        fields = (plane >> shifts) & ((1 << width) - 1)
+        vectors |= fields.view(panels, units, 8, 64) << lowest
+        at += 64 * width
+    return vectors.view(panels, units, 8, PANEL, 4).permute(0, 3, 1, 2, 4).reshape(panels * PANEL, units * UNIT)
+
+
+def unpack(layout: BlockLayout, packed: Tensor, scale_dtype: torch.dtype, factor: Tensor | None, n: int, k: int) -> BlockParts:
+    """The parts that pack() was given."""
+    fields: list[list[Tensor]] = [[] for _ in range(6)]
+    at = 0
+    for start in range(0, k, RECORD):
+        at = _unpack_record(layout, packed, scale_dtype, at, min(RECORD, k - start), start, fields)
+    scale, minima, points, sub, sub_minima = (torch.cat(f, dim=1)[:n] if f else None for f in fields[:5])
+    return BlockParts(torch.cat(fields[5], dim=1)[:n], scale, minima, points, sub, sub_minima, factor)
+
+
+def _unpack_record(layout: BlockLayout, packed: Tensor, scale_dtype: torch.dtype, at: int, size: int, start: int, fields: list[list[Tensor]]) -> int:
+    """Append the parts of one record to `fields`, the codes last; returns where the next record begins."""
+    minima = layout.minimum in (ADDED_MINIMUM, SCALED_MINIMUM)
+    present = (layout.span > 0, minima, layout.minimum == ZERO_POINT, layout.sub != NO_SUB, layout.minimum == SCALED_MINIMUM and layout.sub != NIBBLE_SUB)
+    for i, is_there in enumerate(present):
+        if not is_there:
+            continue
+        step, dtype = (layout.span, scale_dtype if i < 2 else torch.uint8) if i < 3 else (layout.group, torch.uint8)
+        count = -(-size // step)
+        nbytes = count * PANEL * dtype.itemsize
+        values = packed[:, at : at + nbytes].contiguous().view(dtype).view(-1, count, PANEL).permute(0, 2, 1).reshape(-1, count)
+        if start % step == 0:  # else a repetition of a scale that earlier records have
+            fields[i].append(values)
+        at += nbytes
+    units = size // UNIT
+    nbytes = units * 64 * sum(width for width, _ in PLANES[layout.code])
+    fields[5].append(unpack_planes(packed[:, at : at + nbytes].reshape(packed.shape[0], units, -1), layout.code))
+    return at + nbytes
+
+
+def values(layout: BlockLayout, parts: BlockParts) -> Tensor:
+    """float32 [N, K]: what the parts mean, in the order of operations of the stored types' definitions."""
+    columns = torch.arange(parts.codes.shape[1])
+    scale = parts.scale[:, columns // layout.span].float() if parts.scale is not None else torch.ones(1, 1)
+    if parts.sub is not None:
+        scale = scale * _sub(layout, parts.sub)[:, columns // layout.group]
+    if parts.factor is not None:
+        scale = scale * parts.factor[:, None]
+    result = scale * _numbers(layout, parts.codes)
+    if layout.minimum == ADDED_MINIMUM and parts.minima is not None:
+        result = result + parts.minima[:, columns // layout.span].float()
+    elif layout.minimum == SCALED_MINIMUM and parts.minima is not None and parts.sub is not None:
+        bytes_ = parts.sub >> 4 if parts.sub_minima is None else parts.sub_minima
+        result = result - parts.minima[:, columns // layout.span].float() * bytes_[:, columns // layout.group].float()
+    elif layout.minimum != NO_MINIMUM and parts.points is not None:
+        result = scale * (parts.codes.float() - parts.points[:, columns // layout.span].float())
+    return result
+
+
+def _numbers(layout: BlockLayout, codes: Tensor) -> Tensor:
+    if layout.code == LEVELS_4:
+        return torch.tensor(LEVELS)[codes.long()]
+    if layout.code == FLOAT_4:
+        return torch.tensor([*FLOATS, *(-f for f in FLOATS)])[codes.long()]
+    return codes.float() * (2 if layout.code == CODE_1 else 1) - layout.zero
+
+
+def _sub(layout: BlockLayout, stored: Tensor) -> Tensor:
+    if layout.sub == SIGNED_SUB:
+        return stored.view(torch.int8).float()
+    if layout.sub == UNSIGNED_SUB:
+        return stored.float()
+    if layout.sub == NIBBLE_SUB:
+        return (stored & 15).float()
+    return decode_block_scale(stored, "e8m0" if layout.sub == E8M0_SUB else "e4m3")

@@ -1,0 +1,302 @@
+"""Quantized embeddings and output heads of every format that can hold them: through the plan, tied and untied."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import bitgrain
+from bitgrain.formats.registry import formats
+from bitgrain.weights import WeightSpec
+from bitgrain.weights.synthetic import block_of, sample_weight
+from tests.checkpoints import HIDDEN, VOCAB, llama_config, llama_tensors, write_checkpoint
+from tests.unit.checkpoint.gguf_bytes import TYPES, random_blocks
+from tests.unit.formats import test_bitsandbytes as bnb
+from tests.unit.formats import test_compressed_tensors as ct
+from tests.unit.formats import test_hqq as hqq
+from tests.unit.formats import test_modelopt as modelopt
+from tests.unit.formats import test_quanto as quanto
+from tests.unit.formats import test_quark as quark
+from tests.unit.formats import test_torchao as torchao
+from tests.unit.formats.gguf_models import write_model
+from tests.unit.formats.word_packers import gemm_tensors, gptq_tensors, numbers
+
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+SIZE = {"n": VOCAB, "k": HIDDEN}
+IDS = torch.tensor([3, 40, 7, 7, 0, 21])
+
+
+@dataclass(frozen=True)
+class Producer:
+    """How a producer stores one matrix [VOCAB, HIDDEN].
+
+    Args:
+        module:   (tensors by local name, what they mean where the helper works it out), of a seed.
+        section:  quantization_config for the modules that are quantized.
+        sidecars: file name to contents, likewise.
+        metadata: of the file, of the tensors of each module.
+        embeds:   embeddings may be stored so, not heads alone.
+    """
+
+    module: Callable[[int], tuple[dict[str, Tensor], Tensor | None]]
+    section: Callable[[list[str]], dict | None]
+    sidecars: Callable[[list[str]], dict] = field(default=lambda names: {})
+    metadata: Callable[[dict[str, dict[str, Tensor]]], dict] = field(default=lambda modules: {})
+    embeds: bool = True
+
+
+def ct_section(weights: dict, storage: str) -> Callable[[list[str]], dict]:
+    return lambda names: ct.section(weights, storage, ignore=[]) | {"config_groups": {"g": {"targets": [f"re:{n}$" for n in names], "weights": weights, "input_activations": None}}}
+
+
+def int8_rows(seed: int):
+    torch.manual_seed(seed)
+    codes, scale = torch.randint(-127, 128, (VOCAB, HIDDEN), dtype=torch.int8), (torch.rand(VOCAB, 1) + 0.1).bfloat16()
+    return {"weight": codes, "weight_scale": scale}, codes.float() * scale.float()
+
+
+def float8_rows(seed: int):
+    torch.manual_seed(seed)
+    codes, scale = (torch.randn(VOCAB, HIDDEN) * 90).to(torch.float8_e4m3fn), torch.rand(VOCAB, 1) * 0.02 + 0.001
+    return {"weight": codes, "weight_scale": scale}, codes.float() * scale
+
+
+def packed_words(seed: int):
+    tensors, codes = ct.packed_module(bits=4, groups=2, packing="padded", **SIZE)
+    tensors["weight_packed"] = tensors["weight_packed"].roll(seed, 0)
+    return tensors, codes.roll(seed, 0).float() * tensors["weight_scale"].float().repeat_interleave(32, 1)
+
+
+def described_rows(seed: int):
+    tensors, want = int8_rows(seed)
+    return {**tensors, "weight_offset": torch.zeros(VOCAB, 1)}, want
+
+
+def torchao_rows(seed: int):
+    torch.manual_seed(seed)
+    return torchao.int8_module((1, HIDDEN), (VOCAB, HIDDEN))[0], None
+
+
+def torchao_entries(modules: dict[str, dict[str, Tensor]]) -> dict:
+    data = {"block_size": [1, HIDDEN], "dtype": torchao.BF16, "act_quant_kwargs": None, "reduce_range": False}
+    quantized = {f"{name}.weight": torchao.entry("Int8Tensor", tensors, **data) for name, tensors in modules.items()}
+    return torchao.metadata({**{name: json.dumps({"_type": "Tensor"}) for name in llama_tensors()}, **quantized})
+
+
+def describe(names: list[str]) -> dict:
+    types = dict.fromkeys(llama_tensors(), "FLOAT") | {f"{n}.{local}": "W8A16" for n in names for local in ("weight", "weight_scale", "weight_offset")}
+    return {"quant_model_description.json": types | {"version": "1.0.0", "model_quant_type": "W8A16", "group_size": 0}}
+
+
+def words(seed: int):
+    v = numbers(VOCAB, HIDDEN, 32, seed=seed)
+    return gptq_tensors(v), v.weight()
+
+
+def interleaved_words(seed: int):
+    v = numbers(VOCAB, HIDDEN, 32, seed=seed)
+    return gemm_tensors(v), v.weight()
+
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False, "lm_head": True}
+AUTOROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": False, "data_type": "int", "packing_format": "auto_round:auto_gptq", "block_name_to_quantize": "model.layers"}
+QUARK_SPEC = quark.int_spec("uint4", "group")
+PRODUCERS = {
+    "ct-int8": Producer(int8_rows, ct_section(ct.W8_CHANNEL, "int-quantized")),
+    "ct-pack-w4": Producer(packed_words, ct_section(ct.W4_G32, "pack-quantized")),
+    "ct-fp8": Producer(float8_rows, ct_section(ct.FP8_TENSOR | {"strategy": "channel"}, "float-quantized")),
+    "fp8": Producer(float8_rows, lambda names: {"quant_method": "fp8", "activation_scheme": "dynamic"}),
+    "modelopt-fp8": Producer(lambda seed: modelopt.module_of("FP8_PER_CHANNEL_PER_TOKEN", **SIZE), lambda names: modelopt.flat("FP8_PER_CHANNEL_PER_TOKEN", ignore=[])),
+    "modelopt-nvfp4": Producer(lambda seed: modelopt.module_of("NVFP4", **SIZE), lambda names: modelopt.flat("NVFP4", ignore=[])),
+    "modelslim-w8a16": Producer(described_rows, lambda names: None, describe),
+    "torchao-int8": Producer(torchao_rows, lambda names: torchao.section(include_input_output_embeddings=True), metadata=torchao_entries),
+    "quanto-qint8": Producer(
+        lambda seed: (quanto.bytes_module(scale=(VOCAB, 1), **SIZE), None), lambda names: None,
+        lambda names: {quanto.MAP: {name: {"weights": "qint8", "activations": "none"} for name in names}},
+    ),
+    "bnb-nf4": Producer(lambda seed: bnb.lookup_module(block=64, seed=seed, **SIZE), lambda names: bnb.FOUR | {"llm_int8_skip_modules": []}),
+    "bnb-int8": Producer(lambda seed: bnb.int8_module(seed=seed, **SIZE), lambda names: bnb.EIGHT | {"llm_int8_skip_modules": []}),
+    "hqq-4bit": Producer(lambda seed: hqq.module(4, size=64, seed=seed, **SIZE), lambda names: hqq.section(4, 64, skip_modules=[])),
+    "gptq": Producer(words, lambda names: GPTQ, embeds=False),
+    "awq": Producer(interleaved_words, lambda names: {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}, embeds=False),
+    "autoround": Producer(words, lambda names: AUTOROUND | {"extra_config": {"lm_head": {"bits": 4, "group_size": 32, "sym": False, "data_type": "int"}}}, embeds=False),
+    "quark": Producer(
+        lambda seed: quark.int_module("uint4", "group", seed=seed, **SIZE),
+        lambda names: {"quant_method": "quark", "global_quant_config": quark.layer(QUARK_SPEC), "exclude": [], "version": "0.13",
+                       "export": {"pack_method": "reorder", "weight_format": "real_quantized", "kv_cache_group": [], "min_kv_scale": 0.0}}, embeds=False,
+    ),
+}  # fmt: skip
+
+
+def written(folder: Path, producer: Producer, names: list[str], tied: bool) -> tuple[Path, dict[str, Tensor | None]]:
+    """A small Llama whose modules `names` a producer has quantized; a tied head is not stored unless it is one of them."""
+    tensors, wanted, modules = llama_tensors(dtype=torch.float32), {}, {}
+    if tied:
+        del tensors[f"{HEAD}.weight"]
+    for seed, name in enumerate(names):
+        modules[name], wanted[name] = producer.module(seed)
+        if name == EMBEDDING:
+            modules[name].pop("input_scale", None)  # of linear modules: an embedding has no input to quantize
+        tensors.pop(f"{name}.weight", None)
+        tensors |= {f"{name}.{local}": tensor for local, tensor in modules[name].items()}
+    section = producer.section(names)
+    config = llama_config(tie_word_embeddings=tied, torch_dtype="float32", **({"quantization_config": section} if section else {}))
+    write_checkpoint(folder, tensors, config)
+    for file, contents in producer.sidecars(names).items():
+        (folder / file).write_text(json.dumps(contents))
+    metadata = producer.metadata(modules)
+    if metadata:
+        save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors", metadata=metadata)
+    return folder, wanted
+
+
+def check_model(place: Path, quantized: list[str], tied: bool, dense: Callable[[dict[str, Tensor]], Path], wanted: dict[str, Tensor | None] | None = None) -> None:
+    """Rows and logits are those of the dense model with the same numbers; tied modules hold one set of tensors."""
+    checkpoint = bitgrain.open_checkpoint(place)
+    values = {name: checkpoint.dequantize(f"{name}.weight") for name in quantized}
+    for name, want in (wanted or {}).items():
+        assert not checkpoint.plan.modules[name].label.startswith("dense")
+        if want is not None:
+            torch.testing.assert_close(values[name], want, rtol=1e-6, atol=1e-7)
+    twin = bitgrain.load_model(dense(values), dtype="float32")
+    model = bitgrain.load_model(place, dtype="float32", activations="none")
+    if EMBEDDING in quantized:
+        assert torch.equal(model.embed(IDS), values[EMBEDDING][IDS])
+    torch.testing.assert_close(model.logits(IDS), twin.logits(IDS), rtol=1e-4, atol=1e-4 * float(twin.logits(IDS).abs().max()))
+    floor = bitgrain.load_model(place, dtype="float32", activations="none", forbid=("cpu",))
+    held = [{name: (t.data_ptr(), t.nbytes) for name, t in module.prepared.tensors.items()} for module in (floor.embed, floor.head)]
+    assert (held[0] == held[1]) is tied, "a tied pair holds its tensors once, any other pair twice"
+    assert all(nbytes < VOCAB * floor.embed.prepared.shape[1] * 4 or name == "data" for name, (_, nbytes) in held[1].items()), "packed as it is stored"
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("kind", [name for name, producer in PRODUCERS.items() if producer.embeds])
+def test_quantized_embedding_runs_and_is_shared_with_a_tied_head(kind, tied, tmp_path):
+    names = [EMBEDDING] if tied else [EMBEDDING, HEAD]
+    place, wanted = written(tmp_path / "m", PRODUCERS[kind], names, tied)
+    plan = bitgrain.open_checkpoint(place).plan
+    assert plan.modules[HEAD].tied_to == (EMBEDDING if tied else None)
+
+    def dense(values: dict[str, Tensor]) -> Path:
+        tensors = llama_tensors(dtype=torch.float32) | {f"{HEAD}.weight": values.get(HEAD, values[EMBEDDING]).clone(), f"{EMBEDDING}.weight": values[EMBEDDING]}
+        return write_checkpoint(tmp_path / "dense", tensors, llama_config(torch_dtype="float32"))
+
+    check_model(place, names, tied, dense, wanted)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("kind", list(PRODUCERS))
+def test_quantized_head_runs_whether_the_configuration_ties_it_or_not(kind, tied, tmp_path):
+    place, wanted = written(tmp_path / "m", PRODUCERS[kind], [HEAD], tied)
+
+    def dense(values: dict[str, Tensor]) -> Path:
+        tensors = llama_tensors(dtype=torch.float32) | {f"{HEAD}.weight": values[HEAD]}
+        return write_checkpoint(tmp_path / "dense", tensors, llama_config(torch_dtype="float32"))
+
+    assert bitgrain.open_checkpoint(place).plan.modules[HEAD].tied_to is None
+    check_model(place, [HEAD], False, dense, wanted)
+
+
+@pytest.mark.parametrize("kind", [name for name, producer in PRODUCERS.items() if not producer.embeds])
+def test_format_that_leaves_embeddings_alone_refuses_a_quantized_one_by_name(kind, tmp_path):
+    place, _ = written(tmp_path / "m", PRODUCERS[kind], [EMBEDDING], False)
+    with pytest.raises(bitgrain.BitgrainError, match=r"model\.embed_tokens"):
+        bitgrain.load_model(place)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TYPES if kind not in ("I32", "F64")])
+def test_packed_embedding_of_every_gguf_type_runs_tied(kind, tmp_path):
+    hidden, heads = 256, 4
+    config = llama_config(hidden_size=hidden, num_hidden_layers=1, num_attention_heads=heads, num_key_value_heads=heads, intermediate_size=64, torch_dtype="float32")
+    tensors = gguf_tensors(hidden)
+    table = tensors[f"{EMBEDDING}.weight"].to({"F16": torch.float16, "BF16": torch.bfloat16}.get(kind, torch.float32)) if TYPES[kind][1] == 1 else random_blocks(kind, (VOCAB, hidden))
+    place = write_model(tmp_path / "m.gguf", config, {n: t for n, t in tensors.items() if n != f"{HEAD}.weight"}, more={"token_embd.weight": table})
+
+    def dense(values: dict[str, Tensor]) -> Path:
+        both = dict.fromkeys((f"{EMBEDDING}.weight", f"{HEAD}.weight"), values[EMBEDDING])
+        return write_checkpoint(tmp_path / "dense", {n: t.clone() for n, t in (tensors | both).items()}, config)
+
+    assert bitgrain.open_checkpoint(place).plan.modules[HEAD].tied_to == EMBEDDING
+    check_model(place, [EMBEDDING], True, dense)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q8_0"])
+def test_packed_head_beside_another_packed_embedding(kind, tmp_path):
+    config = llama_config(hidden_size=256, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4, intermediate_size=64, torch_dtype="float32")
+    tensors = gguf_tensors(256)
+    more = {"token_embd.weight": random_blocks("Q6_K", (VOCAB, 256)), "output.weight": random_blocks(kind, (VOCAB, 256), 1)}
+    place = write_model(tmp_path / "m.gguf", config, tensors, more=more)
+
+    def dense(values: dict[str, Tensor]) -> Path:
+        return write_checkpoint(tmp_path / "dense", tensors | {f"{name}.weight": value for name, value in values.items()}, config)
+
+    check_model(place, [EMBEDDING, HEAD], False, dense)
+
+
+def gguf_tensors(hidden: int) -> dict[str, Tensor]:
+    """A Llama of one layer as wide as the longest block."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {f"self_attn.{p}_proj": (hidden, hidden) for p in "qkvo"} | {"mlp.gate_proj": (64, hidden), "mlp.up_proj": (64, hidden), "mlp.down_proj": (hidden, 64)}
+    tensors = {f"model.layers.0.{name}.weight": torch.randn(shape, generator=generator) * 0.05 for name, shape in shapes.items()}
+    tensors |= {f"model.layers.0.{norm}_layernorm.weight": torch.ones(hidden) for norm in ("input", "post_attention")}
+    tensors |= {f"{name}.weight": torch.randn(VOCAB, hidden, generator=generator) for name in (EMBEDDING, HEAD)}
+    return tensors | {"model.norm.weight": torch.ones(hidden)}
+
+
+# ---- rows that are asked for, and no others ----
+
+
+class NewStorage(TorchDispatchMode):
+    """Bytes of the largest storage that an operation has made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        known = {t.untyped_storage().data_ptr() for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in known:
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
+        return result
+
+
+def embedding_specs() -> list[WeightSpec]:
+    """The specs of all examples of formats that quantize embeddings, and one of each other kind of weight."""
+    found: dict[WeightSpec, None] = {}
+    kinds: set[str] = set()
+    for config in dict(formats().items()).values():
+        for _, spec, _ in config.examples():
+            if config.quantizes_embeddings or spec.kind not in kinds:
+                found[spec] = None
+                kinds.add(spec.kind)
+    return list(found)
+
+
+@pytest.mark.parametrize("spec", embedding_specs(), ids=lambda spec: spec.describe().replace(" ", "-"))
+def test_gathering_rows_touches_those_rows_only(spec):
+    height, width = block_of(spec)
+    n, k = 2048 // height * height, 512 // width * width
+    weight = sample_weight(spec, n, k)
+    index = torch.tensor([n - 1, 0, 17, 17])
+    with NewStorage() as seen:
+        rows = weight.gather_rows(index)
+    assert torch.equal(rows, weight.dequantize()[index]) and rows.dtype is torch.float32
+    # eight-byte indices for each asked row, or for the block of rows in which it is stored; lookup tables are read whole
+    tables = 4 * 8 * (1 << 16) if spec.kind in ("additive", "lattice", "vector_codebook") else 0
+    assert seen.largest <= max(16 * k * len(index) * height, tables) < n * k * 4
+
+
+def test_a_format_that_quantizes_embeddings_is_tested_here():
+    tested = {"compressed-tensors": "ct-int8", "fp8": "fp8", "modelopt": "modelopt-fp8", "modelslim": "modelslim-w8a16", "torchao": "torchao-int8", "quanto": "quanto-qint8", "gguf": None}
+    assert {name for name, config in formats().items() if config.quantizes_embeddings} == set(tested)
+    assert all(PRODUCERS[kind].embeds for kind in tested.values() if kind)
