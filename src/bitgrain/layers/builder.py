@@ -61,6 +61,7 @@ class ModelBuilder:
         self.reader, self.config, self.options = reader, config, options
         self.dtype = options.dtype
         self.selections: dict[str, Selection] = {}
+        self.step_selections: dict[str, Selection] = {}
         self.cache_specs: dict[str, KVCacheSpec] = {}
         self._fused = {fusion.modules: fusion for fusion in reader.plan.fusions}
         self._embeddings: dict[str, Weight] = {}
@@ -121,7 +122,9 @@ class ModelBuilder:
     def step_kernel(self, operation: str, size: int = 0, detail: str = "") -> Kernel:
         """What computes the norms, rotary embeddings, gates or attention of this size; see kernels.step."""
         problem = StepProblem(operation, size, self.dtype_name, detail)
-        return self._select(problem.label, problem).kernel
+        if problem.label not in self.step_selections:
+            self.step_selections[problem.label] = select(problem, self.options.platform, self.options.policy)
+        return self.step_selections[problem.label].kernel
 
     def vector(self, name: str, size: int, wide: bool = False) -> Tensor:
         """A one-dimensional parameter [size] in the dtype of activations; `wide`: in float32."""
@@ -240,7 +243,7 @@ class ModelBuilder:
             self._decoded = 0
             return_free_memory()
 
-    def _select(self, label: str, problem: LinearProblem | EmbeddingProblem | StepProblem) -> Selection:
+    def _select(self, label: str, problem: LinearProblem | EmbeddingProblem) -> Selection:
         selection = select(problem, self.options.platform, self.options.policy)
         self.selections[label] = selection.noted(self._note)
         return selection

@@ -37,6 +37,7 @@ class LanguageModel(nn.Module):
         self.plan: Plan | None = None
         self.selections: Mapping[str, Selection] = {}
         self.cache_specs: Mapping[str, KVCacheSpec] = {}
+        self.step_selections: Mapping[str, Selection] = {}
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
@@ -50,13 +51,21 @@ class LanguageModel(nn.Module):
     def uncached(self, tokens: int) -> Any:
         """Room for the keys and values of one pass, in the dtype of activations."""
 
-    def attach(self, plan: Plan, selections: Mapping[str, Selection], cache_specs: Mapping[str, KVCacheSpec]) -> None:
-        """Keep what was decided while the model was built, for those who ask later."""
-        self.plan, self.selections, self.cache_specs = plan, selections, cache_specs
+    def attach(
+        self, plan: Plan, selections: Mapping[str, Selection], cache_specs: Mapping[str, KVCacheSpec], steps: Mapping[str, Selection] | None = None
+    ) -> None:
+        """Keep what was decided while the model was built, for those who ask later.
+
+        Args:
+            selections: of the plan's modules.
+            steps:      of what is computed between them: norms, rotary embedding, gates, attention.
+        """
+        self.plan, self.selections, self.cache_specs, self.step_selections = plan, selections, cache_specs, steps or {}
 
     def explain(self) -> list[dict[str, Any]]:
-        """Per group of modules that differ only in their indices: the chosen kernel, and each other candidate with its reason."""
-        return explain_rows(self.selections)
+        """Per group of modules that differ only in their indices, and per computation between them: the chosen kernel, and each
+        other candidate with its reason."""
+        return explain_rows({**self.selections, **self.step_selections})
 
     def limit_context(self, tokens: int) -> None:
         """Lower the longest sequence.

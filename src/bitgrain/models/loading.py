@@ -64,7 +64,7 @@ def build_model(files: CheckpointFiles, plan: Plan, architecture: str, options: 
     with torch.inference_mode():
         model: CausalLM = model_type(builder)
     builder.finish()
-    model.attach(plan, builder.selections, builder.cache_specs)
+    model.attach(plan, builder.selections, builder.cache_specs, builder.step_selections)
     if options.context_length is not None:
         model.limit_context(options.context_length)
     return model.eval()
