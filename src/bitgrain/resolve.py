@@ -20,7 +20,7 @@ from bitgrain.formats.attention_schemes import KVCacheScheme
 from bitgrain.formats.base import MATRIX_KINDS, Choice, ModuleKind, ModuleView, QuantConfig, TensorRule
 from bitgrain.formats.detect import answers_to, check_hint, detect, gather_evidence
 from bitgrain.formats.kv_scales import kv_scale_of
-from bitgrain.formats.matching import nearest_names
+from bitgrain.formats.matching import NameHints, nearest_names
 from bitgrain.formats.online import online_config, online_request
 from bitgrain.formats.slots import ModelSlots, ModuleSlot
 from bitgrain.plan import Fusion, ModulePlan, Plan
@@ -85,6 +85,7 @@ class _Resolution:
         self.files, self.config, self.slots = files, config, slots
         self.by_name: dict[str, ModuleSlot] = {s.name: s for s in slots.modules} if slots else {}
         self.problems: list[BitgrainError] = []
+        self.hints = NameHints()
         self.local: dict[str, dict[str, TensorHeader]] = {}
         self.attention: dict[str, dict[str, TensorHeader]] = {}
         self.blamed: set[str] = set()
@@ -195,7 +196,7 @@ class _Resolution:
     def _absent(self, slot: ModuleSlot) -> ModulePlan | None:
         if slot.tied_to is not None:
             return ModulePlan(slot.name, slot.kind, tuple(slot.shape), (), (), (), 0, "the configuration ties it", tied_to=slot.tied_to)
-        near = nearest_names(slot.name, list(self.local))
+        near = self.hints.nearest(slot.name, self.local)
         self.problems.append(
             MissingTensorError(
                 slot.name if slot.bare else f"{slot.name}.weight", f"the checkpoint holds no tensor of this module{_near(near)}",
@@ -205,7 +206,7 @@ class _Resolution:
         return None
 
     def _unexpected_module(self, name: str, tensors: Mapping[str, TensorHeader]) -> None:
-        near = nearest_names(name, list(self.by_name))
+        near = self.hints.nearest(name, self.by_name)
         for header in tensors.values():
             self.problems.append(
                 UnexpectedTensorError(

@@ -5,6 +5,7 @@ import torch
 from golden_cases import Case, decode_all, fixture_cases, golden_cases, problems_of
 from word_packers import decode_module, evidence, gemm_tensors, gemv_fast_tensors, gemv_tensors, gptq_tensors, marlin_tensors, numbers, view
 
+import bitgrain
 from bitgrain.errors import (
     BadValueError,
     BitgrainError,
@@ -19,6 +20,7 @@ from bitgrain.formats.awq import AwqConfig
 from bitgrain.formats.awq.schemes import padded_groups
 from bitgrain.formats.base import DenseScheme, ModuleKind
 from bitgrain.formats.registry import canonical_name
+from tests.checkpoints import write_checkpoint
 
 BASE = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
 PACKERS = {
@@ -333,10 +335,44 @@ def test_all_problems_come_at_once():
     assert all(text in str(caught.value) for text in ("bits", "version", "nonsense"))
 
 
-def test_activation_scales_are_refused_by_name_not_ignored():
-    stored = {"transformer.h.0.mlp.act.scales": torch.ones(64), "transformer.h.0.mlp.up.qweight": torch.zeros(8, 1, dtype=torch.int32)}
-    with pytest.raises(UnexpectedTensorError, match=r"^transformer\.h\.0\.mlp\.act\.scales: scales of an activation function"):
-        AwqConfig.parse(evidence(BASE, stored))
+def scaled_mlp(tmp_path, version, scales, hidden=64, inner=128):
+    """A checkpoint without an architecture: up, down and the scales of the activation function between them."""
+    _, up, keys = written(version, 128 if version == "marlin" else 32, k=hidden, n=inner)
+    _, down, _ = written(version, keys["group_size"], k=inner, n=hidden)
+    prefix = "transformer.h.0.mlp"
+    tensors = {f"{prefix}.c_fc.{name}": t for name, t in up.items()} | {f"{prefix}.c_proj.{name}": t for name, t in down.items()}
+    tensors[f"{prefix}.act.scales"] = scales
+    return write_checkpoint(tmp_path / "c", tensors, {"quantization_config": {**BASE, **keys}}), prefix
+
+
+@pytest.mark.parametrize("version", ["gemm", "gemv", "gemv_fast", "marlin"])
+def test_scales_of_an_activation_function_belong_to_the_module_that_reads_it(tmp_path, version):
+    scales = torch.linspace(0.5, 3.0, 256).half()
+    path, prefix = scaled_mlp(tmp_path, version, scales, 128, 256)
+    checkpoint = bitgrain.open_checkpoint(path)
+    assert checkpoint.plan.modules[f"{prefix}.c_proj"].scheme.transforms_input and not checkpoint.plan.modules[f"{prefix}.c_fc"].scheme.transforms_input
+    stored, effective = checkpoint.dequantize(f"{prefix}.c_proj.weight"), checkpoint.effective_weight(f"{prefix}.c_proj.weight")
+    assert torch.allclose(effective, stored / scales.float(), rtol=1e-6)
+    assert torch.equal(checkpoint.dequantize(f"{prefix}.c_fc.weight"), checkpoint.effective_weight(f"{prefix}.c_fc.weight"))
+
+
+@pytest.mark.parametrize(("hidden", "inner", "size", "words"), [
+    (128, 128, 128, "2 linear modules beside it read that many"),
+    (128, 256, 96, "no linear module beside it reads that many"),
+])  # fmt: skip
+def test_scales_of_an_activation_function_without_one_reader_are_refused(tmp_path, hidden, inner, size, words):
+    path, _ = scaled_mlp(tmp_path, "gemm", torch.ones(size).half(), hidden, inner)
+    with pytest.raises(UnexpectedTensorError, match=rf"mlp\.act\.scales.*scales of an activation function, and {words}"):
+        bitgrain.open_checkpoint(path)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_scale_that_no_activation_can_be_divided_by_is_refused(tmp_path, value):
+    scales = torch.ones(256).half()
+    scales[7] = value
+    path, prefix = scaled_mlp(tmp_path, "gemm", scales, 128, 256)
+    with pytest.raises(BadValueError, match=r"mlp\.act\.scales|act_scales"):
+        bitgrain.open_checkpoint(path).effective_weight(f"{prefix}.c_proj.weight")
 
 
 @pytest.mark.parametrize(

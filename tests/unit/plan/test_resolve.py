@@ -202,3 +202,15 @@ def test_only_weights_are_matrices(tmp_path):
     for name in (f"{DOWN}.bias", f"{DOWN}.wish", "no.such.module.weight"):
         with pytest.raises(BitgrainError, match="correct the name"):
             checkpoint.dequantize(name)
+
+
+def test_file_that_is_wrong_everywhere_is_refused_quickly_and_wholly(tmp_path):
+    """Hints cost time that grows with the names on both sides; the first problems have them, all are listed."""
+    tensors = {f"model.layers.0.other_{i}.weight": torch.zeros(1) for i in range(400)}
+    config = llama_config(num_hidden_layers=60)
+    with pytest.raises(ManyProblemsError) as caught:
+        bitgrain.open_checkpoint(write_checkpoint(tmp_path / "wrong", tensors, config))
+    texts = [str(problem) for problem in caught.value.problems]
+    assert len(texts) >= 60 * 9 + 400
+    hinted = ["nearest" in text for text in texts]
+    assert any(hinted) and not any(hinted[-100:])

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from bitgrain.errors import BitgrainError, ConflictingConfigError, LabelMismatchError, UnexpectedTensorError
+from bitgrain.checkpoint.headers import TensorHeader
+from bitgrain.checkpoint.parts import StoredPart, join, part_of
+from bitgrain.errors import ConflictingConfigError, LabelMismatchError
 from bitgrain.formats.attention_schemes import KVCacheScheme
 from bitgrain.formats.awq.layouts import BUILDERS, LOCAL_NAMES, AwqSettings, fits
+from bitgrain.formats.awq.scaled_activations import LOCAL, ScaledInputScheme, scaled_inputs
 from bitgrain.formats.awq.schemes import BITS, PER_WORD, GemmScheme
 from bitgrain.formats.base import ModuleKind, ModuleView, QuantConfig, Scheme
 from bitgrain.formats.config_reader import ConfigReader
 from bitgrain.formats.dynamic_rules import DynamicRule, find_dynamic_rule
 from bitgrain.formats.evidence import Detection, Evidence
 from bitgrain.formats.examples import SHAPE, examples_of
+from bitgrain.formats.expert_stacks import ExpertStack, divide_experts
 from bitgrain.formats.kv_scales import read_static_cache, static_cache_of
 from bitgrain.formats.matching import SegmentRules
 from bitgrain.formats.word_packed import (
@@ -58,6 +62,7 @@ class AwqConfig(QuantConfig):
         lm_head:    whether the head is quantized, None if the configuration does not say.
         bits:       of a code.
         cache:      of every attention module, its scales left out.
+        scaled:     stored scales of an activation function's output to the linear module that reads it.
     """
 
     name: ClassVar[str] = "awq"
@@ -72,6 +77,7 @@ class AwqConfig(QuantConfig):
     lm_head: bool | None = None
     bits: int = BITS
     cache: KVCacheScheme = field(default_factory=KVCacheScheme)
+    scaled: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def examples(cls) -> tuple[tuple[str, WeightSpec, ActivationSpec], ...]:
@@ -114,9 +120,15 @@ class AwqConfig(QuantConfig):
         lm_head = settings.flag("lm_head")
         cache = read_static_cache(settings)
         read_neutral_keys(settings, _METHODS)
-        problems += _activation_scales(evidence)
+        scaled = scaled_inputs(evidence.tensors, LAYOUTS.get(version, ""), problems)
         settings.finish()
-        return cls(group_size, version, symmetric, ignore, dynamic, lm_head, bits, cache)
+        return cls(group_size, version, symmetric, ignore, dynamic, lm_head, bits, cache, scaled)
+
+    def parts(self, tensors: Mapping[str, TensorHeader], experts: ExpertStack | None) -> dict[str, StoredPart]:
+        """As in the base; scales of an activation function become those of the module behind it."""
+        renamed = {f"{module}.{LOCAL}": part_of(tensors[name], f"{module}.{LOCAL}") for name, module in self.scaled.items() if name in tensors}
+        rest = {name: header for name, header in tensors.items() if name not in self.scaled}
+        return join(tensors, divide_experts(rest, experts), renamed)
 
     def is_quantized(self, module: ModuleView) -> bool:
         return not LOCAL_NAMES.isdisjoint(module.tensors)
@@ -160,7 +172,8 @@ class AwqConfig(QuantConfig):
                 f"the layout of {self.version!r}",
                 action,
             )
-        return BUILDERS[layout](module, settings)
+        scheme = BUILDERS[layout](module, settings)
+        return ScaledInputScheme(scheme) if LOCAL in module.tensors else scheme
 
 
 def _detect_tensors(evidence: Evidence) -> Detection | None:
@@ -209,23 +222,3 @@ def _read_symmetry(settings: ConfigReader, version: str) -> bool:
     if tiled and (zero_point is True or sym is False):
         settings.problem("zero_point", "zero points with version 'marlin'", "zero_point: false, since that layout stores none")
     return symmetric
-
-
-def _activation_scales(evidence: Evidence) -> list[BitgrainError]:
-    """One refusal for all tensors by which an activation function's output must be divided."""
-    found = [
-        name
-        for name, header in evidence.tensors.items()
-        if name.endswith(".scales") and len(header.shape) == 1 and name.removesuffix("scales") + "qweight" not in evidence.tensors
-    ]
-    if not found:
-        return []
-    shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-    return [
-        UnexpectedTensorError(
-            shown,
-            "scales of an activation function: its output must be divided by them",
-            "a checkpoint whose activation scales are folded into its weights",
-            "this version cannot run them; quantize the model without scaled activations",
-        )
-    ]
