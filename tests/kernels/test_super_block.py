@@ -221,7 +221,6 @@ def test_selection_takes_the_exact_kernel_and_the_rough_one_only_when_asked():
         (int_affine(5, "group", 24), 96, NO_ACTIVATION, "multiple of 32"),
         (int_affine(5, "group", 96), 96, NO_ACTIVATION, "groups of 96"),
         (int_affine(5, "group", 32, "integer"), 96, NO_ACTIVATION, "one zero point"),
-        (int_affine(4, "group", 32), 96, NO_ACTIVATION, "cpu.int_affine"),
         (block_float_spec("fp4_e2m1", 32, "e8m0"), 96, NO_ACTIVATION, "cpu.block_float"),
         (int_affine(5, "group", 32), 72, NO_ACTIVATION, "multiples of 32"),
         (block_float_spec("fp8_e4m3fn", 32, "e8m0"), 64, NO_ACTIVATION, "four-bit floats"),
@@ -232,6 +231,15 @@ def test_selection_takes_the_exact_kernel_and_the_rough_one_only_when_asked():
 )
 def test_refusals_give_the_reason(spec, k, act, reason):
     assert reason in EXACT.refusal(LinearProblem(spec, act, 16, k, "float32")).reason
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_integers_go_where_bfloat16_products_are_exact_and_fast(monkeypatch, bits):
+    spec = int_affine(bits, "group", 32)
+    for dtype, name, refused in (("bfloat16", "amx", True), ("bfloat16", "avx512bf16", True), ("bfloat16", "avx512", False), ("float32", "amx", False)):
+        monkeypatch.setattr("bitgrain.kernels.cpu.super_block.instruction_set", lambda name=name: name)
+        found = EXACT.refusal(LinearProblem(spec, NO_ACTIVATION, 16, 96, dtype))
+        assert (found is not None and "cpu.int_affine" in found.reason) is refused
 
 
 def test_scales_that_are_no_numbers_are_refused():

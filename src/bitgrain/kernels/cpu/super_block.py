@@ -93,10 +93,8 @@ def _better_elsewhere(problem: LinearProblem) -> Refusal | None:
     spec = problem.weight
     if spec.kind == "block_float":
         return Refusal("leaves floats in blocks to cpu.block_float")
-    if spec.kind == "int_affine" and spec.bits == 4:
-        return Refusal("leaves integers of four bits to cpu.int_affine")
-    if spec.kind == "int_affine" and spec.bits == 8 and problem.dtype == "bfloat16" and instruction_set() in BFLOAT16_SETS:
-        return Refusal("leaves integers of eight bits to cpu.int_affine, which multiplies in bfloat16 here")
+    if spec.kind == "int_affine" and spec.bits in (4, 8) and problem.dtype == "bfloat16" and instruction_set() in BFLOAT16_SETS:
+        return Refusal(f"leaves integers of {spec.bits} bits to cpu.int_affine, which multiplies in bfloat16 here")
     return None
 
 
