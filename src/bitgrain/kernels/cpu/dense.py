@@ -10,7 +10,7 @@ from bitgrain.weights import ActivationSpec, DenseWeight, Weight
 
 
 class DenseLinear:
-    """y = x W^T + b in the dtype of activations, accumulated by torch in float32; a 16-bit weight is widened to float32, never narrowed."""
+    """y = x W^T + b, accumulated by torch in float32; where x and W differ, the 16-bit one of them is widened to float32, never narrowed."""
 
     name = "cpu.dense"
     rank = 40
@@ -23,7 +23,7 @@ class DenseLinear:
             return Refusal(f"takes dense weights, not {problem.weight.kind} ones")
         if not problem.activation.is_none:
             return Refusal("does not quantize activations")
-        if problem.dtype not in (problem.weight.element, "float32"):
+        if problem.weight.element not in (problem.dtype, "float32") and problem.dtype != "float32":
             return Refusal(f"would round the {problem.weight.element} weight to {problem.dtype}")
         return None
 
@@ -33,6 +33,8 @@ class DenseLinear:
 
     def apply(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         data = prepared.tensors["data"]
+        if data.dtype is torch.float32 and x.dtype is not torch.float32:
+            return torch.nn.functional.linear(x.float(), data, None if bias is None else bias.float()).to(x.dtype)
         if data.dtype != x.dtype:
             data = prepared.tensors["data"] = data.to(x.dtype)  # once: the first input tells the dtype
         return torch.nn.functional.linear(x, data, bias)
