@@ -68,22 +68,6 @@ inline float dot(const float* a, const float* b, int64_t count) {
   return sum_lanes(part) + rest;
 }
 
-// e^x for x <= 88, relative error below 2e-7; 0 below -87
-inline float exponential(float x) {
-  const float clamped = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-  const float shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are the rounded integer
-  const float whole = shifted - 12582912.0f;
-  const float r = (clamped - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const float value = (p * r * r + r + 1.0f) * bits_to_float(uint32_t(int32_t(whole) + 127) << 23);
-  return x < -87.0f ? 0.0f : value;
-}
-
 inline void norm_rows(const NormArgs& args, int64_t first, int64_t last) {
   constexpr int64_t BLOCK = 256;
   float x[BLOCK], w[BLOCK];

@@ -63,22 +63,6 @@ Pairs order_pairs(const ExpertsArgs& args) {
   return pairs;
 }
 
-// e^x to about one unit in the last place, in steps that the compiler can do side by side.
-inline float exponential(float x) {
-  const float limited = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-  const float shifted = limited * 1.44269504f + 12582912.0f, whole = shifted - 12582912.0f;  // to the nearest whole number
-  const float rest = (limited - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  float sum = 1.9875691500e-4f;
-  sum = sum * rest + 1.3981999507e-3f;
-  sum = sum * rest + 8.3334519073e-3f;
-  sum = sum * rest + 4.1665795894e-2f;
-  sum = sum * rest + 1.6666665459e-1f;
-  sum = sum * rest + 5.0000001201e-1f;
-  sum = sum * rest * rest + rest + 1.0f;
-  const float power = bits_to_float(uint32_t(int32_t(whole) + 127) << 23);
-  return x != x ? x : sum * power;
-}
-
 inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
 struct Bf16 {
