@@ -6,8 +6,8 @@
 //   kernels.prepare(weight.format, x, x_dtype, k, rows, 0, rows, EXACT_INPUT, input.data());   // rows may be shared out
 //   kernels.panels(weight, input.data(), rows, first, last, bias, y, y_dtype, y_stride);
 //
-// Single-threaded, without allocations (20 KB of stack).  Four panels per call or more share passes over the rows.  A row's result depends on that row alone: not on the others, on their number, or on
-// the range of panels.
+// Single-threaded, without allocations (20 KB of stack).  Four panels per call or more share passes over the rows.  A row's result
+// depends on that row alone: not on the others, on their number, or on the range of panels.
 #pragma once
 #include <cstdint>
 
