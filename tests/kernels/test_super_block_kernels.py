@@ -233,6 +233,15 @@ def test_refusals_give_the_reason(spec, k, act, reason):
     assert reason in EXACT.refusal(LinearProblem(spec, act, 16, k, "float32")).reason
 
 
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_rows_come_out_of_the_panels_to_the_bit(name):
+    index = torch.tensor([36, 0, 17, 17, 3, 16, *range(5, 25)])
+    for k in widths(SPECS[name]):
+        weight = sample_weight(SPECS[name], 37, k)
+        for some in (index, index[:1], index[:0]):
+            assert torch.equal(EXACT.rows(EXACT.prepare(weight, NO_ACTIVATION), some), weight.dequantize()[some])
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_integers_go_where_bfloat16_products_are_exact_and_fast(monkeypatch, bits):
     spec = int_affine(bits, "group", 32)

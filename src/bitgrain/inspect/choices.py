@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from bitgrain.errors import RequestError
 from bitgrain.formats.base import ModuleKind
@@ -13,6 +14,7 @@ from bitgrain.layers.builder import joint_label
 from bitgrain.layers.experts import label_of
 from bitgrain.plan import ExpertGroup, ModulePlan, Plan
 from bitgrain.platforms.probe import known_platforms
+from bitgrain.weights import NO_ACTIVATION
 
 
 def check_platform(key: str) -> str:
@@ -48,6 +50,9 @@ def choose_for_plan(plan: Plan, platform: str, policy: Policy, dtype: str) -> di
         problem = problem_of(group, plan.modules, dtype)
         if problem is None:
             continue
+        if isinstance(problem, EmbeddingProblem) and any(m.tied_to == module.name and not m.tensors for m in plan.modules.values()):
+            head = LinearProblem(problem.weight, NO_ACTIVATION, problem.n, problem.k, dtype)
+            problem = replace(problem, head=select(head, platform, policy).kernel.name)
         if problem not in memo:
             memo[problem] = select(problem, platform, policy)
         chosen[joint_label([m.name for m in group])] = memo[problem].noted(note) if note else memo[problem]

@@ -49,12 +49,17 @@ class LinearProblem:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingProblem:
-    """Rows of W[N, K] for N tokens of a vocabulary."""
+    """Rows of W[N, K] for N tokens of a vocabulary.
+
+    Args:
+        head: name of the linear kernel that multiplies with the same W, as the output head; "" where no head shares it.
+    """
 
     weight: WeightSpec
     n: int
     k: int
     dtype: str
+    head: str = ""
 
     @property
     def operation(self) -> str:
@@ -65,7 +70,7 @@ class EmbeddingProblem:
         return NO_ACTIVATION
 
     def describe(self) -> str:
-        return f"embedding [{self.n}, {self.k}] {self.weight.describe()}, {self.dtype}"
+        return f"embedding [{self.n}, {self.k}] {self.weight.describe()}, {self.dtype}{f', shared with {self.head}' if self.head else ''}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from bitgrain.errors import ConflictingConfigError, RequestError, ShapeMismatchError
-from bitgrain.kernels.base import EmbeddingProblem, ExpertsKernel, ExpertsProblem, HadamardProblem, Kernel, LinearProblem, StepProblem
+from bitgrain.kernels.base import (
+    EmbeddingProblem,
+    ExpertsKernel,
+    ExpertsProblem,
+    HadamardProblem,
+    Kernel,
+    LinearProblem,
+    Prepared,
+    StepProblem,
+)
 from bitgrain.kernels.selection import Policy, Selection, refuse_linears, select, select_experts
 from bitgrain.kvcache.spec import KVCacheSpec
 from bitgrain.layers.cache_choice import choose_cache, of_latents
@@ -26,6 +35,9 @@ from bitgrain.weights import NO_ACTIVATION, ActivationSpec, DenseWeight, Hadamar
 FREE_AFTER_BYTES = 8_000_000
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+# linear kernels that can use a prepared table of an embedding, and the table
+Table = tuple[tuple[str, ...], Prepared | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +77,7 @@ class ModelBuilder:
         self.cache_specs: dict[str, KVCacheSpec] = {}
         self._fused = {fusion.modules: fusion for fusion in reader.plan.fusions}
         self._embeddings: dict[str, Weight] = {}
+        self._tables: dict[str, Table] = {}
         self.dtype_name = str(options.dtype).removeprefix("torch.")
         self._done = self._decoded = 0
         self._note = ""
@@ -99,10 +112,20 @@ class ModelBuilder:
     def embedding(self, name: str) -> Embedding:
         """A token embedding."""
         weight, _, _ = self._read(name)
-        problem = EmbeddingProblem(weight.spec, *weight.shape, self.dtype_name)
+        problem = EmbeddingProblem(weight.spec, *weight.shape, self.dtype_name, self._head_kernel(name, weight))
         selection = self._select(name, problem)
+        prepared = selection.kernel.prepare(weight, NO_ACTIVATION)
         self._embeddings[name] = weight  # for a head that shares it: the same tensors, not copies
-        return Embedding(name, selection.kernel, selection.kernel.prepare(weight, NO_ACTIVATION), self.dtype)
+        self._tables[name] = (getattr(selection.kernel, "heads", ()), prepared)
+        return Embedding(name, selection.kernel, prepared, self.dtype)
+
+    def _head_kernel(self, embedding: str, weight: Weight) -> str:
+        """Name of the kernel of the head that shares an embedding's weight; "" where none does."""
+        if isinstance(weight, Transformed) or not any(row.tied_to == embedding and not row.tensors for row in self.reader.plan.modules.values()):
+            return ""
+        problem = LinearProblem(weight.spec, NO_ACTIVATION, *weight.shape, self.dtype_name)
+        name: str = select(problem, self.options.platform, self.options.policy).kernel.name
+        return name
 
     def lm_head(self, name: str, tied_to: str | None) -> Linear:
         """The output head; with `tied_to` it shares that embedding's weight, unless the checkpoint stores a quantized one."""
@@ -117,7 +140,7 @@ class ModelBuilder:
                     f"{name}.weight", f"stored, and different from {tied_to}.weight, though config.json says tie_word_embeddings",
                     "equal tensors, or tie_word_embeddings false", "correct config.json, or fetch the right checkpoint",
                 )  # fmt: skip
-        return self.prepared(name, shared, NO_ACTIVATION, None)
+        return self.prepared(name, shared, NO_ACTIVATION, None, table=self._tables[tied_to])
 
     def step_kernel(self, operation: str, size: int = 0, detail: str = "") -> Kernel:
         """What computes the norms, rotary embeddings, gates or attention of this size; see kernels.step."""
@@ -205,6 +228,7 @@ class ModelBuilder:
     def finish(self) -> None:
         """Close the ledger."""
         self._embeddings.clear()
+        self._tables.clear()
         self.reader.close()
 
     def _read(self, name: str) -> tuple[Weight, ActivationSpec, Tensor | None]:
@@ -222,8 +246,15 @@ class ModelBuilder:
             return replace(weight, inner=self._dense(weight.inner))
         return weight if isinstance(weight, DenseWeight) else DenseWeight(weight.dequantize().to(self.dtype))
 
-    def prepared(self, label: str, weight: Weight, activation: ActivationSpec, bias: Tensor | None, dtype: torch.dtype | None = None) -> Linear:
-        """A linear layer of a weight that has been read; `dtype` of its input and output, None: that of activations."""
+    def prepared(
+        self, label: str, weight: Weight, activation: ActivationSpec, bias: Tensor | None, dtype: torch.dtype | None = None, table: Table = ((), None)
+    ) -> Linear:
+        """A linear layer of a weight that has been read.
+
+        Args:
+            dtype: of its input and output; None: that of activations.
+            table: of an embedding that has the same weight.
+        """
         transforms: tuple[Transform, ...] = ()
         outputs: tuple[Transform, ...] = ()
         low_rank = None
@@ -233,7 +264,8 @@ class ModelBuilder:
             low_rank = None if low_rank is None else low_rank.map_tensors(lambda tensor: tensor.to(self.options.device))
         problem = LinearProblem(weight.spec, activation.without_values(), *weight.shape, str(dtype or self.dtype).removeprefix("torch."))
         selection = self._select(label, problem)
-        prepared = selection.kernel.prepare(weight, activation)
+        heads, ready = table
+        prepared = ready if ready is not None and selection.kernel.name in heads else selection.kernel.prepare(weight, activation)
         return Linear(label, selection.kernel, prepared, self.moved_bias(bias, dtype), transforms, low_rank, outputs, activation.of_output())
 
     def _count_memory(self, nbytes: int) -> None:

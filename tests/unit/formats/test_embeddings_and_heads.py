@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import bitgrain
 from bitgrain.formats.registry import formats
+from bitgrain.inspect.choices import choose_for_plan
+from bitgrain.kernels.selection import Policy
 from bitgrain.weights import WeightSpec
 from bitgrain.weights.synthetic import block_of, sample_weight
 from tests.checkpoints import HIDDEN, VOCAB, llama_config, llama_tensors, write_checkpoint
@@ -171,6 +173,8 @@ def check_model(place: Path, quantized: list[str], tied: bool, dense: Callable[[
     if EMBEDDING in quantized:
         assert torch.equal(model.embed(IDS), values[EMBEDDING][IDS])
     torch.testing.assert_close(model.logits(IDS), twin.logits(IDS), rtol=1e-4, atol=1e-4 * float(twin.logits(IDS).abs().max()))
+    native = model.head.prepared if tied and model.selections[HEAD].kernel.name.startswith("cpu.super_block") else None
+    assert native is None or (model.selections[EMBEDDING].kernel.name == "cpu.shared_panels" and model.embed.prepared is native)
     floor = bitgrain.load_model(place, dtype="float32", activations="none", forbid=("cpu",))
     held = [{name: (t.data_ptr(), t.nbytes) for name, t in module.prepared.tensors.items()} for module in (floor.embed, floor.head)]
     assert (held[0] == held[1]) is tied, "a tied pair holds its tensors once, any other pair twice"
@@ -224,8 +228,12 @@ def test_packed_embedding_of_every_gguf_type_runs_tied(kind, tmp_path):
         both = dict.fromkeys((f"{EMBEDDING}.weight", f"{HEAD}.weight"), values[EMBEDDING])
         return write_checkpoint(tmp_path / "dense", {n: t.clone() for n, t in (tensors | both).items()}, config)
 
-    assert bitgrain.open_checkpoint(place).plan.modules[HEAD].tied_to == EMBEDDING
+    plan = bitgrain.open_checkpoint(place).plan
+    assert plan.modules[HEAD].tied_to == EMBEDDING
     check_model(place, [EMBEDDING], True, dense)
+    promised = choose_for_plan(plan, "cpu", Policy(fidelity="fast"), "bfloat16")
+    model = bitgrain.load_model(place, dtype="bfloat16", fidelity="fast")
+    assert {label: s.as_dict() for label, s in promised.items()} == {label: s.as_dict() for label, s in model.selections.items()}
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q8_0"])

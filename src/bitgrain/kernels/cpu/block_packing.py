@@ -135,6 +135,39 @@ def _unpack_record(layout: BlockLayout, packed: Tensor, scale_dtype: torch.dtype
     return at + nbytes
 
 
+def lane_places(layout: BlockLayout, scale_dtype: torch.dtype, k: int) -> Tensor:
+    """int64 [16, bytes]: where the bytes of each out feature of a panel stand in it, in the order of the panel."""
+    lanes, places, at = torch.arange(PANEL)[:, None, None], [], 0
+    for start in range(0, k, RECORD):
+        size = min(RECORD, k - start)
+        for count, nbytes in _field_sizes(layout, scale_dtype, size):
+            places.append((at + (torch.arange(count)[:, None] * PANEL + lanes) * nbytes + torch.arange(nbytes)).flatten(1))
+            at += count * PANEL * nbytes
+        vectors = size // UNIT * sum(width for width, _ in PLANES[layout.code])
+        places.append((at + torch.arange(vectors)[:, None] * 64 + 4 * lanes + torch.arange(4)).flatten(1))
+        at += vectors * 64
+    return torch.cat(places, dim=1)
+
+
+def _field_sizes(layout: BlockLayout, scale_dtype: torch.dtype, size: int) -> list[tuple[int, int]]:
+    """(values per out feature, bytes of a value) of what stands before the codes of a record of `size` columns."""
+    wide, spans, groups = scale_dtype.itemsize, -(-size // layout.span) if layout.span else 0, -(-size // layout.group)
+    found = [(spans, wide)] if layout.span else []
+    found += [(spans, wide)] if layout.minimum in (ADDED_MINIMUM, SCALED_MINIMUM) else []
+    found += [(spans, 1)] if layout.minimum == ZERO_POINT else []
+    found += [(groups, 1)] if layout.sub != NO_SUB else []
+    return found + ([(groups, 1)] if layout.minimum == SCALED_MINIMUM and layout.sub != NIBBLE_SUB else [])
+
+
+def gather_rows(packed: Tensor, places: Tensor, index: Tensor) -> Tensor:
+    """uint8 [panels, bytes]: panels of the out features index [M] of packed panels, in that order; the rest of the last is zero."""
+    panel_bytes, order = packed.shape[1], torch.arange(len(index))
+    made = packed.new_zeros(-(-len(index) // PANEL), panel_bytes)
+    taken = packed.view(-1)[(index // PANEL * panel_bytes)[:, None] + places[index % PANEL]]
+    made.view(-1)[(order // PANEL * panel_bytes)[:, None] + places[order % PANEL]] = taken
+    return made
+
+
 def values(layout: BlockLayout, parts: BlockParts) -> Tensor:
     """float32 [N, K]: what the parts mean, in the order of operations of the stored types' definitions."""
     columns = torch.arange(parts.codes.shape[1])

@@ -64,6 +64,18 @@ class SuperBlockLinear(NativeKernel):
         y: Tensor = block_linear(x, t["packed"], t["format"], t.get("factor"), bias, prepared.shape[0], self.precision)
         return y
 
+    def rows(self, prepared: Prepared, index: Tensor) -> Tensor:
+        """float32 [M, K]: rows int64 [M] of the weight, out of the prepared panels; the numbers of dequantize()."""
+        t, meta = prepared.tensors, prepared.meta
+        if not len(index):
+            return torch.empty(0, prepared.shape[1])
+        places = meta.get("places")
+        if places is None:
+            places = meta["places"] = block_packing.lane_places(meta["layout"], meta["scale_dtype"], prepared.shape[1])
+        panels, factor = block_packing.gather_rows(t["packed"], places, index), t.get("factor")
+        parts = block_packing.unpack(meta["layout"], panels, meta["scale_dtype"], None if factor is None else factor[index], len(index), prepared.shape[1])
+        return block_packing.values(meta["layout"], parts)
+
     def unpack(self, prepared: Prepared) -> Tensor:
         """float32 [N, K]: what prepare() packed, decoded, for tests."""
         t, meta = prepared.tensors, prepared.meta
