@@ -2,7 +2,7 @@
 
     BITGRAIN_CACHE      folder for results that may be deleted (default ~/.cache/bitgrain)
     BITGRAIN_SELFTEST   0: do not test a kernel on its first use
-    BITGRAIN_PLATFORM   platform key to plan for, instead of the one that the device implies
+    BITGRAIN_PLATFORM   KEY[:GENERATION][@host]: the platform to run on or plan for, instead of the one that the device implies
 
 A backend's own variables are named where the backend is; it reads them through `variable`.
 """
@@ -29,5 +29,5 @@ def variable(name: str) -> str | None:
 
 
 def platform_key() -> str | None:
-    """The platform key asked for, or None for the device's own."""
+    """The platform asked for, KEY[:GENERATION][@host], or None for the device's own."""
     return variable("BITGRAIN_PLATFORM")

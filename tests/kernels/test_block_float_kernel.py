@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bitgrain.conformance.grid import int_affine
 from bitgrain.errors import BadValueError
 from bitgrain.kernels.base import Fidelity, LinearProblem
 from bitgrain.kernels.cpu import library, panels
@@ -14,7 +15,6 @@ from bitgrain.numerics.block_scales import decode_block_scale
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, BlockFloatWeight
 from bitgrain.weights.block_float import ELEMENT_BITS, block_float_spec
 from bitgrain.weights.synthetic import sample_weight
-from tests.kernels.grid import int_affine
 
 SETS = library.available_sets()
 pytestmark = pytest.mark.skipif(not SETS, reason=library.missing() or "no instruction set")

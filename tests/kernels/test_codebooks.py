@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bitgrain.conformance.tolerances import allowed
 from bitgrain.kernels.base import LinearProblem
 from bitgrain.kernels.cpu import library
 from bitgrain.kernels.cpu.codebook import CODEBOOK_KERNELS, lattice_tables
@@ -18,7 +19,6 @@ from bitgrain.weights.lattice import lattice_spec
 from bitgrain.weights.synthetic import block_of, sample_weight
 from bitgrain.weights.trellis import trellis_spec
 from bitgrain.weights.vector_codebook import VectorSizes, vector_spec
-from tests.kernels.tolerances import allowed
 
 needs_library = pytest.mark.skipif(bool(library.missing()), reason=library.missing() or "present")
 BY_KIND = {kernel.kind: kernel for kernel in CODEBOOK_KERNELS}

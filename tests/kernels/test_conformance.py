@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from bitgrain.conformance.grid import ACTIVATIONS, BLOCKED, DTYPES, WEIGHTS, shapes_of
+from bitgrain.conformance.tolerances import allowed
 from bitgrain.kernels.base import EmbeddingProblem, Fidelity, LinearProblem
 from bitgrain.kernels.cpu import library
 from bitgrain.kernels.registry import kernel_entries
 from bitgrain.weights import NO_ACTIVATION
 from bitgrain.weights.synthetic import sample_weight
-from tests.kernels.grid import ACTIVATIONS, BLOCKED, DTYPES, WEIGHTS, shapes_of
-from tests.kernels.tolerances import allowed
 
 LINEAR = [kernel for operation, _, kernel in kernel_entries() if operation == "linear"]
 SETS = library.available_sets()

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bitgrain.conformance.grid import ACTIVATIONS, BLOCKED, DTYPES, WEIGHTS, float8, int_affine, steps_of
+from bitgrain.conformance.tolerances import allowed_of_experts
 from bitgrain.kernels.base import ExpertsProblem, Fidelity
 from bitgrain.kernels.registry import kernel_entries
 from bitgrain.kernels.samples import join_of, sample_expert, sample_experts, sample_routing
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec
-from tests.kernels.grid import ACTIVATIONS, BLOCKED, DTYPES, WEIGHTS, float8, int_affine, steps_of
-from tests.kernels.tolerances import allowed_of_experts
 
 EXPERTS = list(dict.fromkeys(kernel for operation, _, kernel in kernel_entries() if operation == "experts"))
 JOINS = ["silu", "clamped(1.702, 7)", "gelu_new"]

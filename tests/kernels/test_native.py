@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bitgrain.conformance.grid import float8, int_affine
 from bitgrain.errors import BadValueError, RequestError
 from bitgrain.kernels.base import LinearProblem
 from bitgrain.kernels.cpu import library, panels
@@ -19,7 +20,6 @@ from bitgrain.kernels.cpu.int_affine import IntAffineLinear
 from bitgrain.kernels.cpu.int_dot import RANGES, STATIC, IntDotLinear, rules_of
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, FloatWeight
 from bitgrain.weights.synthetic import sample_weight
-from tests.kernels.grid import float8, int_affine
 
 needs_library = pytest.mark.skipif(bool(library.missing()), reason=library.missing() or "present")
 

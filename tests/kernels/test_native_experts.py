@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bitgrain.conformance.grid import float8, int_affine
 from bitgrain.errors import LayoutError, RequestError
 from bitgrain.kernels.base import ExpertsProblem, Fidelity
 from bitgrain.kernels.cpu import library
@@ -14,7 +15,6 @@ from bitgrain.kernels.samples import join_of, sample_expert, sample_experts, sam
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, WeightSpec
 from bitgrain.weights.block_float import block_float_spec
 from bitgrain.weights.super_block import super_block_spec
-from tests.kernels.grid import float8, int_affine
 
 SETS = library.available_sets()
 pytestmark = pytest.mark.skipif(not SETS, reason=library.missing() or "no instruction set")

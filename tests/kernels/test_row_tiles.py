@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bitgrain.conformance.grid import float8, int_affine
 from bitgrain.kernels.cpu import library
 from bitgrain.kernels.cpu.float8 import Float8Linear
 from bitgrain.kernels.cpu.int_affine import IntAffineLinear
@@ -12,7 +13,6 @@ from bitgrain.kernels.cpu.int_dot import IntDotLinear
 from bitgrain.kernels.cpu.native_kernel import quantized_input
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, FloatWeight, IntAffineWeight
 from bitgrain.weights.synthetic import sample_weight
-from tests.kernels.grid import float8, int_affine
 
 SETS = library.available_sets()
 pytestmark = pytest.mark.skipif(not SETS, reason=library.missing() or "no instruction set")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bitgrain.conformance.grid import int_affine
 from bitgrain.errors import BadValueError
 from bitgrain.kernels.base import Fidelity, LinearProblem
 from bitgrain.kernels.cpu import block_packing, library
@@ -16,7 +17,6 @@ from bitgrain.weights import NO_ACTIVATION, ActivationSpec, IntAffineWeight, Sup
 from bitgrain.weights.block_float import block_float_spec
 from bitgrain.weights.super_block import super_block_spec
 from bitgrain.weights.synthetic import sample_weight
-from tests.kernels.grid import int_affine
 
 SETS = library.available_sets()
 pytestmark = pytest.mark.skipif(not SETS, reason=library.missing() or "no instruction set")

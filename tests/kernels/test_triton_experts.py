@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bitgrain.conformance.grid import float8, int_affine
 from bitgrain.errors import BadValueError
 from bitgrain.kernels.base import Fidelity
 from bitgrain.kernels.registry import candidates, kernel_entries
@@ -16,10 +17,9 @@ from bitgrain.kernels.triton import availability
 from bitgrain.kernels.triton.experts import TritonExperts, add_up, sort_rows
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, FloatWeight
 from bitgrain.weights.block_float import block_float_spec
-from tests.kernels.grid import float8, int_affine
 from tests.kernels.test_experts_conformance import FLOOR, check, problem_of
 
-KERNEL = TritonExperts()
+KERNEL = TritonExperts("cuda")
 INT8, INT8_TOP = ActivationSpec("int8", "token"), ActivationSpec("int8", "token", top=127.0)
 FP8 = ActivationSpec("fp8_e4m3fn", "token")
 

@@ -34,9 +34,10 @@ ALLOWED = {
     "engine": {"api", "models", "kvcache", "plan", "bundled", "checkpoint"},
     "bundled": set(),
     "server": {"engine", "api", "plan", "bundled"},
-    "inspect": {"api", "plan", "models", "layers", "formats", "kernels", "platforms", "checkpoint", "weights", "quantize", "bundled"},
+    "conformance": {"numerics", "weights", "platforms", "kernels"},
+    "inspect": {"conformance", "api", "plan", "models", "layers", "formats", "kernels", "platforms", "checkpoint", "weights", "quantize", "bundled"},
     "__main__": {"cli"},
-    "cli": {"server", "engine", "api", "inspect", "plan", "bundled", "platforms", "formats", "kernels"},
+    "cli": {"conformance", "server", "engine", "api", "inspect", "plan", "bundled", "platforms", "formats", "kernels"},
 }
 EVERYWHERE = {"errors", "registry", "settings", "grouping"}
 DEVICES = r"cuda|hip|rocm|xpu|npu|ascend|mps|cpu"

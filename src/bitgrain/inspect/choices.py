@@ -13,20 +13,22 @@ from bitgrain.kernels.selection import Policy, Selection, refuse_linears, select
 from bitgrain.layers.builder import joint_label
 from bitgrain.layers.experts import label_of
 from bitgrain.plan import ExpertGroup, ModulePlan, Plan
-from bitgrain.platforms.probe import known_platforms
+from bitgrain.platforms.probe import HOST, known_platforms, plan_for
 from bitgrain.weights import NO_ACTIVATION
 
 
-def check_platform(key: str) -> str:
-    """The key itself.
+def check_platform(text: str) -> str:
+    """The key of KEY[:GENERATION][@host], which choices in this process are made for from now on.
 
     Raises:
-        RequestError: no platform and no kernel has that key.
+        RequestError: no platform and no kernel has that key, or no generation is called so.
     """
-    known = {*known_platforms(), *(platform for _, platform, _ in kernel_entries() if platform != "any")}
+    platforms = known_platforms()
+    known = {*platforms, *(platform for _, platform, _ in kernel_entries() if platform != "any")}
+    key = text.removesuffix(HOST).partition(":")[0]
     if key not in known:
-        raise RequestError(f"platform = {key!r}", "no such platform", f"one of {', '.join(sorted(known))}", "choose one of them, or install the package that brings it")
-    return key
+        raise RequestError(f"platform = {text!r}", "no such platform", f"one of {', '.join(sorted(known))}", "choose one of them, or install the package that brings it")
+    return plan_for(text) if key in platforms else key
 
 
 def choose_for_plan(plan: Plan, platform: str, policy: Policy, dtype: str) -> dict[str, Selection]:

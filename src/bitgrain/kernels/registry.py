@@ -1,7 +1,7 @@
 """The table of kernels: one folder per backend beside this file, and the entry points `bitgrain.kernels`.
 
 A backend's package exports KERNELS, a list of (operation, platform key, kernel); the floor's key is ANY_PLATFORM.
-A kernel may stand there for several platforms.
+A kernel may stand there for several platforms; one that asks for a platform's features (platforms.probe.target) has an instance for each.
 An entry point loads to such a list.  Nothing else lists kernels.
 """
 
@@ -31,10 +31,10 @@ def kernel_entries() -> tuple[Entry, ...]:
     for point in sorted(entry_points(group="bitgrain.kernels"), key=lambda p: p.name):
         entries += point.load()
     places = [(operation, platform, kernel.name) for operation, platform, kernel in entries]
-    owners: dict[tuple[str, str], set[int]] = {}
+    owners: dict[tuple[str, str], set[type]] = {}
     for operation, _, kernel in entries:
-        owners.setdefault((operation, kernel.name), set()).add(id(kernel))
-    # one kernel may serve several platforms; a name is never that of two
+        owners.setdefault((operation, kernel.name), set()).add(type(kernel))
+    # one kernel may serve several platforms, with an instance for each; a name is never that of two
     twice = sorted({f"{o}={n}" for o, p, n in places if places.count((o, p, n)) > 1 or len(owners[o, n]) > 1})
     if twice:
         raise RequestError("registry of kernels", f"registered twice: {', '.join(twice)}", "unique names", "rename or uninstall one of them")

@@ -238,6 +238,8 @@ class ModelBuilder:
         self._count_memory(row.nbytes)
         if self.options.activations == "none":
             activation = NO_ACTIVATION
+        # kernels convert layouts where they run
+        weight = weight.map_tensors(lambda tensor: tensor.to(self.options.device))
         return self._dense(weight) if self.options.dequantize else weight, activation, bias
 
     def _dense(self, weight: Weight) -> Weight:

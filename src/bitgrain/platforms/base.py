@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -17,6 +17,8 @@ class Platform:
         features:    names of what was found: instruction families, dtypes, operators.
         cores:       units that run in parallel, as this process may use them.
         memory:      bytes of memory that the process may use.
+        state:       "present": found here; "planned": described for planning, nothing can run;
+                     "simulated": its kernels run on the host's tensors (an interpreter, models of operators).
     """
 
     key: str
@@ -24,6 +26,7 @@ class Platform:
     features: frozenset[str]
     cores: int
     memory: int
+    state: str = "present"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,11 @@ class PlatformProbe:
         device_type: torch device type that it serves.
         default_rank: where several platforms are present, the highest is the default.
         probe:       looks, without raising, and reports.
+        profiles:    generation name to the features that planning without the device counts on; the first is what the key alone means.
     """
 
     key: str
     device_type: str
     default_rank: int
     probe: Callable[[], ProbeReport]
+    profiles: Mapping[str, frozenset[str]] = field(default_factory=dict)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import bitgrain
+from bitgrain.conformance.grid import CODES, WEIGHTS, steps_of
 from bitgrain.formats.registry import formats
 from bitgrain.models.loading import LoadOptions, build_model
 from bitgrain.quantize import TARGETS
 from bitgrain.weights.synthetic import sample_weight
 from tests.checkpoints import small_llama
-from tests.kernels.grid import CODES, WEIGHTS, steps_of
 
 LAYER = "model.layers.0"
 NAMES = (*TARGETS, "none")

@@ -112,7 +112,7 @@ def test_a_layer_applies_transforms_before_the_kernel_and_the_bias_after():
 
 
 def test_synthetic_weights_have_the_spec_that_was_asked_for():
-    from tests.kernels.grid import WEIGHTS
+    from bitgrain.conformance.grid import WEIGHTS
 
     for spec in WEIGHTS:
         weight = sample_weight(spec, 48, 256)

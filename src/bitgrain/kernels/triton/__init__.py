@@ -5,6 +5,8 @@ Tested in Triton's interpreter only; no result here was run on hardware.
 
 from bitgrain.kernels.triton.experts import TritonExperts
 
-_EXPERTS = TritonExperts()
+PLATFORMS = ("cuda", "hip", "xpu")
+# (operation, class); each has an instance per platform, whose features it asks for
+_CLASSES = (("experts", TritonExperts),)
 
-KERNELS = [("experts", platform, _EXPERTS) for platform in ("cuda", "hip", "xpu")]
+KERNELS = [(operation, platform, kernel(platform)) for operation, kernel in _CLASSES for platform in PLATFORMS]

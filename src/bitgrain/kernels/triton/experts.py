@@ -35,6 +35,9 @@ class TritonExperts:
         """ "available (version; proof)", or why not."""
         return missing() or f"available (triton {version()}; {PROOF})"
 
+    def __init__(self, platform: str) -> None:
+        self.platform = platform
+
     def fidelity(self, problem: ExpertsProblem) -> Fidelity:
         found = {fidelity_of(linear) for linear in problem.linears}
         return next(f for f in (Fidelity.EMULATED, Fidelity.NATIVE, Fidelity.EXACT) if f in found)

@@ -1,5 +1,9 @@
 """How far a kernel may be from the float64 product, relative to the largest output of its row; one table, with reasons."""
 
+from __future__ import annotations
+
+from bitgrain.kernels.base import ExpertsProblem
+
 # one rounding of the output to its dtype is half a unit in the last place; the rest is room for float32 summation
 TOLERANCES = {
     ("float32", "exact"): (2e-5, "float32 accumulation over K up to a few hundred, zero points folded through sums of x"),
@@ -19,7 +23,7 @@ def allowed(dtype: str, fidelity: str) -> float:
     return TOLERANCES[dtype, fidelity][0]
 
 
-def allowed_of_experts(problem, fidelity: str) -> tuple[float, float]:
+def allowed_of_experts(problem: ExpertsProblem, fidelity: str) -> tuple[float, float]:
     """Of experts, relative to the largest of the row's terms: (as two products, a join and a sum that round; with a value rounded
     the other way between the products, which moves an input of the second one by a step of its type)."""
     steps = {"none": 0.0, "int8": 1 / 127, "fp8_e4m3fn": 1 / 16, "int4": 1 / 7, "fp4_e2m1": 1 / 3}[problem.down_activation.element]
