@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import bitgrain
 from bitgrain.formats.registry import formats
 from bitgrain.inspect.choices import choose_for_plan
+from bitgrain.kernels.cpu.embedding import SHARED_ROWS
 from bitgrain.kernels.selection import Policy
 from bitgrain.weights import WeightSpec
 from bitgrain.weights.synthetic import block_of, sample_weight
@@ -173,8 +174,9 @@ def check_model(place: Path, quantized: list[str], tied: bool, dense: Callable[[
     if EMBEDDING in quantized:
         assert torch.equal(model.embed(IDS), values[EMBEDDING][IDS])
     torch.testing.assert_close(model.logits(IDS), twin.logits(IDS), rtol=1e-4, atol=1e-4 * float(twin.logits(IDS).abs().max()))
-    native = model.head.prepared if tied and model.selections[HEAD].kernel.name.startswith("cpu.super_block") else None
-    assert native is None or (model.selections[EMBEDDING].kernel.name == "cpu.shared_panels" and model.embed.prepared is native)
+    by_rows = [kernel for kernel in SHARED_ROWS if model.selections[HEAD].kernel.name in kernel.heads and not kernel.linear.rows_refusal(model.selections[HEAD].problem.weight)]
+    if tied and by_rows:
+        assert model.selections[EMBEDDING].kernel.name == by_rows[0].name and model.embed.prepared is model.head.prepared
     floor = bitgrain.load_model(place, dtype="float32", activations="none", forbid=("cpu",))
     held = [{name: (t.data_ptr(), t.nbytes) for name, t in module.prepared.tensors.items()} for module in (floor.embed, floor.head)]
     assert (held[0] == held[1]) is tied, "a tied pair holds its tensors once, any other pair twice"

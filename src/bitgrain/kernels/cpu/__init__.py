@@ -3,7 +3,7 @@
 from bitgrain.kernels.cpu.block_float import BlockFloatLinear
 from bitgrain.kernels.cpu.codebook import CODEBOOK_KERNELS
 from bitgrain.kernels.cpu.dense import DenseLinear
-from bitgrain.kernels.cpu.embedding import DenseEmbedding, SharedPanels
+from bitgrain.kernels.cpu.embedding import SHARED_ROWS, DenseEmbedding
 from bitgrain.kernels.cpu.experts import NativeExperts
 from bitgrain.kernels.cpu.float8 import Float8Linear
 from bitgrain.kernels.cpu.hadamard import NativeHadamard
@@ -14,7 +14,7 @@ from bitgrain.kernels.cpu.super_block import SuperBlockInt8Linear, SuperBlockLin
 
 KERNELS = [
     ("embedding", "cpu", DenseEmbedding()),
-    ("embedding", "cpu", SharedPanels()),
+    *(("embedding", "cpu", kernel) for kernel in SHARED_ROWS),
     ("linear", "cpu", DenseLinear()),
     ("linear", "cpu", IntDotLinear()),
     ("linear", "cpu", IntAffineLinear()),

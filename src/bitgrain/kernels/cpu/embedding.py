@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from bitgrain.kernels.base import EmbeddingProblem, Fidelity, Prepared, Refusal
+from bitgrain.kernels.cpu.block_float import BlockFloatLinear
+from bitgrain.kernels.cpu.float8 import Float8Linear
+from bitgrain.kernels.cpu.int_affine import IntAffineLinear
 from bitgrain.kernels.cpu.super_block import SuperBlockInt8Linear, SuperBlockLinear
 from bitgrain.weights import ActivationSpec, DenseWeight, Weight
 
@@ -32,27 +35,41 @@ class DenseEmbedding:
         return torch.nn.functional.embedding(index, prepared.tensors["data"]).to(dtype)
 
 
-class SharedPanels:
+class SharedRows:
     """rows[i] = W[index[i]] out of the panels that the output head multiplies with, so that a tied table is held once.
 
     A table that no head shares stays as it is stored: packing it would only cost time.
+
+    Args:
+        linear: whose panels they are; `rows(prepared, index)` takes rows out of them, `rows_refusal(spec)` says why it cannot.
+        heads:  names of the linear kernels that multiply with these panels.
     """
 
-    name = "cpu.shared_panels"
     rank = 30
-    linear = SuperBlockLinear()
-    heads = (SuperBlockLinear.name, SuperBlockInt8Linear.name)
+
+    def __init__(self, linear: SuperBlockLinear | IntAffineLinear | Float8Linear | BlockFloatLinear, heads: tuple[str, ...] = ()) -> None:
+        self.linear, self.heads = linear, heads or (linear.name,)
+        self.name = f"{linear.name}_rows"
 
     def fidelity(self, problem: EmbeddingProblem) -> Fidelity:
         return Fidelity.EXACT
 
     def refusal(self, problem: EmbeddingProblem) -> Refusal | None:
-        if problem.head in self.heads:
-            return None
-        return Refusal(f"gathers rows of tables that an output head shares through {' or '.join(self.heads)}")
+        if problem.head not in self.heads:
+            return Refusal(f"gathers rows of tables that an output head shares through {' or '.join(self.heads)}")
+        why = self.linear.rows_refusal(problem.weight)
+        return Refusal(why) if why else None
 
     def prepare(self, weight: Weight, activation: ActivationSpec) -> Prepared:
         return self.linear.prepare(weight, activation)
 
     def apply(self, index: Tensor, prepared: Prepared, dtype: torch.dtype) -> Tensor:
         return self.linear.rows(prepared, index).to(dtype)
+
+
+SHARED_ROWS = (
+    SharedRows(SuperBlockLinear(), (SuperBlockLinear.name, SuperBlockInt8Linear.name)),
+    SharedRows(IntAffineLinear()),
+    SharedRows(Float8Linear()),
+    SharedRows(BlockFloatLinear()),
+)

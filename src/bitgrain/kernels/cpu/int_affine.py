@@ -8,7 +8,7 @@ from torch import Tensor
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.cpu import panels
 from bitgrain.kernels.cpu.native_kernel import NativeKernel
-from bitgrain.weights import ActivationSpec, IntAffineWeight, Weight
+from bitgrain.weights import ActivationSpec, IntAffineWeight, Weight, WeightSpec
 
 
 class IntAffineLinear(NativeKernel):
@@ -57,6 +57,9 @@ class IntAffineLinear(NativeKernel):
 
     def apply(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         return self._grouped(x, prepared, bias)
+
+    def rows_refusal(self, spec: WeightSpec) -> str:
+        return "" if spec.zero != "float" else "fractional zero points are rounded while they are packed"
 
     def unpack(self, prepared: Prepared) -> Tensor:
         """Unsigned codes uint8 [N, K]: what prepare() packed, for tests."""

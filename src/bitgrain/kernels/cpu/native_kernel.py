@@ -6,7 +6,8 @@ from torch import Tensor
 
 from bitgrain.kernels.base import LinearProblem, Prepared, Refusal
 from bitgrain.kernels.cpu.library import build_stamp, instruction_set, missing
-from bitgrain.weights import ActivationSpec
+from bitgrain.kernels.cpu.panel_rows import decoded_rows
+from bitgrain.weights import ActivationSpec, WeightSpec
 
 
 class NativeKernel:
@@ -36,6 +37,14 @@ class NativeKernel:
             t.get("second"), t.get("table"), t.get("whole_table"), meta.get("whole_step", 1.0),
         )  # fmt: skip
         return y
+
+    def rows_refusal(self, spec: WeightSpec) -> str:
+        """Why rows() does not give the numbers of dequantize() for such a weight; empty when it does."""
+        return ""
+
+    def rows(self, prepared: Prepared, index: Tensor) -> Tensor:
+        """float32 [M, K]: rows int64 [M] of the weight, out of the prepared panels; the numbers of dequantize()."""
+        return decoded_rows(prepared, index)
 
     def _refusal(self, problem: LinearProblem) -> Refusal | None:
         """Why the library cannot run the problem."""
