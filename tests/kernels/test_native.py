@@ -18,6 +18,8 @@ from bitgrain.kernels.cpu import library, panels
 from bitgrain.kernels.cpu.float8 import Float8Linear
 from bitgrain.kernels.cpu.int_affine import IntAffineLinear
 from bitgrain.kernels.cpu.int_dot import RANGES, STATIC, IntDotLinear, rules_of
+from bitgrain.kernels.cpu.native_packing import COLUMNS, NIBBLES, QUADS, pack_units
+from bitgrain.numerics.bitpack import pack_dense
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, FloatWeight
 from bitgrain.weights.synthetic import sample_weight
 
@@ -44,11 +46,30 @@ def test_group_without_columns_leaves_the_others_right():
     assert torch.allclose(kernel.apply(x, kernel.prepare(weight, NO_ACTIVATION), None).double(), want, atol=2e-5 * want.abs().max().item())
 
 
-def test_panel_layouts_are_bijections():
+def test_columns_are_a_bijection():
     codes = torch.randint(0, 256, (32, 64), dtype=torch.uint8)
-    assert torch.equal(panels.unpack_quads(panels.pack_quads(codes)), codes)
     assert torch.equal(panels.unpack_columns(panels.pack_columns(codes)), codes)
-    assert torch.equal(panels.unpack_nibbles(panels.pack_nibbles(codes & 15)), codes & 15)
+
+
+UNPACK = {NIBBLES: panels.unpack_nibbles, QUADS: panels.unpack_quads, COLUMNS: panels.unpack_columns}
+
+
+@needs_library
+@pytest.mark.parametrize("layout", UNPACK)
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize(("n", "k"), [(16, 64), (37, 100), (1, 7), (50, 13)])
+def test_packed_units_hold_the_codes_of_a_stream(layout, bits, n, k):
+    if layout == NIBBLES and bits > 4:
+        return  # two codes share a byte
+    generator = torch.Generator().manual_seed(bits)
+    codes = torch.randint(0, 1 << bits, (n, k), dtype=torch.uint8, generator=generator)
+    stream, fill, flip = pack_dense(codes, bits), 1, 0 if layout == NIBBLES else 0x80
+    units = -(-k // 8) + 1
+    got = UNPACK[layout](pack_units(stream, bits, k, None, units, layout, fill, flip)) ^ flip
+    assert torch.equal(got[:n, :k], codes) and (got[:n, k:] == fill).all() and (got[n:] == fill).all()
+    gather = torch.cat([torch.randperm(k, generator=generator), torch.full((units * 8 - k,), -1)]).roll(3).to(torch.int32)
+    placed = UNPACK[layout](pack_units(stream, bits, k, gather, units, layout, fill, flip)) ^ flip
+    assert torch.equal(placed[:n, gather >= 0], codes[:, gather[gather >= 0].long()]) and (placed[:n, gather < 0] == fill).all()
 
 
 @needs_library

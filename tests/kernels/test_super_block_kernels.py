@@ -9,7 +9,7 @@ from bitgrain.conformance.grid import int_affine
 from bitgrain.errors import BadValueError
 from bitgrain.kernels.base import Fidelity, LinearProblem
 from bitgrain.kernels.cpu import block_packing, library
-from bitgrain.kernels.cpu.block_layouts import PLANES, SUPER_LAYOUTS
+from bitgrain.kernels.cpu.block_layouts import PLANES, SUPER_LAYOUTS, BlockLayout, BlockParts
 from bitgrain.kernels.cpu.super_block import SuperBlockInt8Linear, SuperBlockLinear
 from bitgrain.kernels.selection import Policy, select
 from bitgrain.numerics.super_blocks import decode_blocks, write_block_scales
@@ -74,10 +74,16 @@ def test_packed_weights_take_what_the_checkpoint_takes(name):
 
 
 @pytest.mark.parametrize("code", PLANES)
-def test_planes_are_a_bijection(code):
-    top = 1 << sum(width for width, _ in PLANES[code])
-    codes = torch.randint(0, top, (32, 96), dtype=torch.uint8)
-    assert torch.equal(block_packing.unpack_planes(block_packing.pack_planes(codes, code), code), codes)
+def test_packed_blocks_hold_what_they_were_given(code):
+    top, generator = 1 << sum(width for width, _ in PLANES[code]), torch.Generator().manual_seed(code)
+    for n, k, span in ((32, 96, 96), (37, 544, 32), (5, 800, 128)):
+        layout = BlockLayout(code, 16, span, sub=1, minimum=2)  # sub-scales and minima of both levels
+        codes = torch.randint(0, top, (n, k), dtype=torch.uint8, generator=generator)
+        scale, minima = torch.randn(2, n, -(-k // span), generator=generator).half()
+        sub, sub_minima = torch.randint(0, 256, (2, n, k // 16), dtype=torch.uint8, generator=generator)
+        parts = block_packing.unpack(layout, block_packing.pack(layout, BlockParts(codes, scale, minima, None, sub, sub_minima), k), torch.float16, None, n, k)
+        for got, want in ((parts.codes, codes), (parts.scale, scale), (parts.minima, minima), (parts.sub, sub), (parts.sub_minima, sub_minima)):
+            assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -11,6 +11,7 @@ from bitgrain.errors import BadValueError
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.cpu import panels
 from bitgrain.kernels.cpu.native_kernel import NativeKernel
+from bitgrain.kernels.cpu.native_packing import COLUMNS, NIBBLES, QUADS, pack_units
 from bitgrain.numerics.small_floats import E4M3FN, SMALL_FLOATS, decode, decode_table, encode
 from bitgrain.weights import ActivationSpec, BlockFloatWeight, Weight
 
@@ -50,8 +51,7 @@ class BlockFloatLinear(NativeKernel):
         k = weight.in_features
         scale, second, size, index = _scales(weight)
         gather, group_ends = panels.layout_columns(k, size, index)
-        placed = panels.pad_rows(panels.place_columns(_checked(weight), gather, int(group_ends[-1]) * panels.UNIT, 0))
-        codes = _pack(placed, weight, scale, second)
+        codes = _pack(weight, scale, second, gather, int(group_ends[-1]))
         tensors = {"codes": codes.packed, "scale": panels.pack_group_values(panels.pad_rows(scale)), "group_ends": group_ends}
         if second is not None or codes.factor != 1:
             ones = torch.ones(weight.shape[0]) if second is None else second
@@ -88,28 +88,27 @@ def _scales(weight: BlockFloatWeight) -> tuple[Tensor, Tensor | None, int, Tenso
     return product, None, 0, (torch.searchsorted(starts, column, right=True) - 1).to(torch.int32)
 
 
-def _checked(weight: BlockFloatWeight) -> Tensor:
-    """The codes, uint8 [N, K].
+def _pack(weight: BlockFloatWeight, scale: Tensor, second: Tensor | None, gather: Tensor | None, units: int) -> _Codes:
+    """The codes in the places of `gather`.
 
     Raises:
         BadValueError: E4M3 codes that are NaN, which the kernel has no number for.
     """
-    codes = weight.codes()
-    if weight.element == "fp8_e4m3fn" and bool(((codes & 0x7F) == 0x7F).any()):
-        raise BadValueError("weight", f"{int(((codes & 0x7F) == 0x7F).sum())} NaN codes", "finite values", "the file is damaged; fetch or write it again")
-    return codes
-
-
-def _pack(codes: Tensor, weight: BlockFloatWeight, scale: Tensor, second: Tensor | None) -> _Codes:
+    k, stored = weight.in_features, weight.packed
     if weight.bits == 4:
-        return _Codes(panels.TABLE4, panels.pack_nibbles(codes))
+        return _Codes(panels.TABLE4, pack_units(stored, 4, k, gather, units, NIBBLES))
     if weight.element == "int8":
-        return _Codes(panels.BYTE, panels.pack_quads(codes), 1 / 64)
+        return _Codes(panels.BYTE, pack_units(stored, 8, k, gather, units, QUADS), 1 / 64)
     if weight.element == "fp8_e5m2":
-        return _Codes(panels.E5M2, panels.pack_columns(codes))
+        return _Codes(panels.E5M2, pack_units(stored, 8, k, gather, units, COLUMNS))
     kind = SMALL_FLOATS[weight.element]
+    bad = int(((stored & 0x7F) == 0x7F).sum()) if kind is E4M3FN else 0
+    if bad:
+        raise BadValueError("weight", f"{bad} NaN codes", "finite values", "the file is damaged; fetch or write it again")
     largest = scale.float().abs().nan_to_num(nan=0.0).amax(1) * (1.0 if second is None else second.abs())
     if bool(torch.isfinite(largest * panels.E4M3_FACTOR).all()):
-        return _Codes(panels.E4M3, panels.pack_columns(codes if kind is E4M3FN else encode(decode_table(kind), E4M3FN)[codes.long()]), panels.E4M3_FACTOR)
+        fine = stored if kind is E4M3FN else encode(decode_table(kind), E4M3FN)[weight.codes().long()]
+        return _Codes(panels.E4M3, pack_units(fine, 8, k, gather, units, COLUMNS), panels.E4M3_FACTOR)
     # scales near the end of float32 leave no room for the factor
-    return _Codes(panels.DENSE_BF16, panels.pack_pairs(decode(codes, kind).bfloat16()))
+    placed = panels.pad_rows(panels.place_columns(weight.codes(), gather, units * panels.UNIT, 0))
+    return _Codes(panels.DENSE_BF16, panels.pack_pairs(decode(placed, kind).bfloat16()))

@@ -58,7 +58,7 @@ class BlockParts:
     """The parts of some rows, each [N, one value per ...].
 
     Args:
-        codes:      uint8, per in feature; the bits that are stored.
+        codes:      uint8, a dense stream of `bits` bits per in feature; the bits that are stored.
         scale:      16 or 32 bits, per span; None where there is none.
         minima:     dtype of scale, per span.
         points:     uint8, per span.
@@ -74,6 +74,7 @@ class BlockParts:
     sub: Tensor | None = None
     sub_minima: Tensor | None = None
     factor: Tensor | None = None
+    bits: int = 8
 
 
 # One per packed type: its layout, and the parts of blocks uint8 [B, bytes] as (codes, scale, minima, sub, sub_minima).
@@ -194,14 +195,14 @@ def split(weight: Weight) -> tuple[BlockLayout, BlockParts]:
     if isinstance(weight, SuperBlockWeight):
         blocks = weight.packed.reshape(-1, BLOCK_TYPES[weight.kind].nbytes)
         codes, scale, minima, sub, sub_minima = SUPER_LAYOUTS[weight.kind][1](blocks)
-        rows = (None if part is None else part.reshape(n, -1) for part in (minima, None, sub, sub_minima))
-        return layout, BlockParts(codes.reshape(n, -1), scale.reshape(n, -1), *rows)
+        least, small, small_least = (None if part is None else part.reshape(n, -1) for part in (minima, sub, sub_minima))
+        return layout, BlockParts(codes.reshape(n, -1), scale.reshape(n, -1), minima=least, sub=small, sub_minima=small_least)
     if isinstance(weight, IntAffineWeight):
         assert isinstance(weight.zero, int)
         # a scale per row is one that all records share
         span = layout.span if weight.spec.granularity == "group" else -(-weight.in_features // RECORD) * RECORD
-        return replace(layout, span=span, zero=weight.zero), BlockParts(weight.codes(), weight.scale.expand(n, -1))
+        return replace(layout, span=span, zero=weight.zero), BlockParts(weight.packed, weight.scale.expand(n, -1), bits=weight.bits)
     assert isinstance(weight, BlockFloatWeight)
     # the levels are doubled; a scale is never negative, so its sign bit is that of a zero at most
     factor = torch.full((n,), 0.5) if weight.second is None else weight.second[:, 0].expand(n) * 0.5
-    return layout, BlockParts(weight.codes(), None, sub=weight.scale if weight.scale_type == "e8m0" else weight.scale & 0x7F, factor=factor.contiguous())
+    return layout, BlockParts(weight.packed, None, sub=weight.scale if weight.scale_type == "e8m0" else weight.scale & 0x7F, factor=factor.contiguous(), bits=weight.bits)

@@ -23,52 +23,19 @@ from bitgrain.kernels.cpu.block_layouts import (
     BlockLayout,
     BlockParts,
 )
-from bitgrain.kernels.cpu.panels import PANEL, pad_rows
+from bitgrain.kernels.cpu.native_packing import pack_blocks
+from bitgrain.kernels.cpu.panels import PANEL
 from bitgrain.numerics.block_scales import decode_block_scale
 from bitgrain.numerics.lattice_blocks import LEVELS
 
 UNIT = 32
 FLOATS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-# Rows that are packed at once: bounds the working set, a few bytes per weight.
-ROWS_AT_ONCE = 1024
 
 
-def pack(layout: BlockLayout, parts: BlockParts) -> Tensor:
-    """uint8 [panels, bytes]: every panel of the parts, the last filled with zero scales."""
-    n = parts.codes.shape[0]
-    packed = [_pack_rows(layout, _rows(parts, start, start + ROWS_AT_ONCE)) for start in range(0, n, ROWS_AT_ONCE)]
-    return torch.cat(packed)
-
-
-def _rows(parts: BlockParts, start: int, stop: int) -> BlockParts:
-    def part(values: Tensor | None) -> Tensor | None:
-        return None if values is None else pad_rows(values[start:stop])
-
-    return BlockParts(pad_rows(parts.codes[start:stop]), part(parts.scale), part(parts.minima), part(parts.points), part(parts.sub), part(parts.sub_minima))
-
-
-def _pack_rows(layout: BlockLayout, parts: BlockParts) -> Tensor:
-    k = parts.codes.shape[1]
-    whole = k - k % RECORD
-    pieces = [_records(layout, parts, start, stop, size) for start, stop, size in ((0, whole, RECORD), (whole, k, k - whole)) if stop > start]
-    return torch.cat(pieces, dim=1)
-
-
-def _records(layout: BlockLayout, parts: BlockParts, start: int, stop: int, size: int) -> Tensor:
-    """[panels, bytes] of the columns [start, stop) in records of `size` columns, one after another."""
-    panels, count = parts.codes.shape[0] // PANEL, (stop - start) // size
-    found = []
-    for values, step in _columns(layout, parts):
-        if values is not None:
-            per_record = -(-size // step)
-            first = start // step
-            # a scale that several records share is repeated in each
-            index = torch.arange(count)[:, None] * size // step + torch.arange(per_record) + first
-            taken = values[:, index.reshape(-1)].view(panels, PANEL, count, per_record)
-            found.append(taken.permute(0, 2, 3, 1).contiguous().view(panels, count, -1).view(torch.uint8))
-    codes = pack_planes(parts.codes[:, start:stop], layout.code)
-    found.append(codes.view(panels, count, -1))
-    return torch.cat(found, dim=2).view(panels, -1)
+def pack(layout: BlockLayout, parts: BlockParts, k: int) -> Tensor:
+    """uint8 [panels, bytes]: every panel of the parts of a weight with k in features, the last filled with zero scales."""
+    columns = [(values, step) for values, step in _columns(layout, parts) if values is not None]
+    return pack_blocks(parts.codes, parts.bits, k, columns, layout.format(torch.float16 if parts.scale is None else parts.scale.dtype))
 
 
 def _columns(layout: BlockLayout, parts: BlockParts) -> list[tuple[Tensor | None, int]]:
@@ -76,23 +43,8 @@ def _columns(layout: BlockLayout, parts: BlockParts) -> list[tuple[Tensor | None
     return [(parts.scale, layout.span), (parts.minima, layout.span), (parts.points, layout.span), (parts.sub, layout.group), (parts.sub_minima, layout.group)]
 
 
-def pack_planes(codes: Tensor, code: int) -> Tensor:
-    """uint8 [panels, units, bytes] of codes uint8 [N, K]; N % 16 == 0, K % 32 == 0."""
-    n, k = codes.shape
-    vectors = codes.reshape(n // PANEL, PANEL, k // UNIT, 8, 4).permute(0, 2, 3, 1, 4).reshape(n // PANEL, k // UNIT, 8, 64)
-    planes = []
-    for width, lowest in PLANES[code]:
-        held = 8 // width
-        fields = ((vectors >> lowest) & ((1 << width) - 1)).view(*vectors.shape[:2], width, held, 64)
-        plane = fields[..., 0, :]
-        for i in range(1, held):
-            plane = plane | fields[..., i, :] << (width * i)
-        planes.append(plane.flatten(2))
-    return torch.cat(planes, dim=2)
-
-
 def unpack_planes(packed: Tensor, code: int) -> Tensor:
-    """Inverse of pack_planes."""
+    """uint8 [N, K]: codes of units uint8 [panels, units, bytes]."""
     panels, units = packed.shape[:2]
     vectors, at = torch.zeros(panels, units, 8, 64, dtype=torch.uint8), 0
     for width, lowest in PLANES[code]:

@@ -9,6 +9,7 @@ from bitgrain.errors import BadValueError
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.cpu import panels
 from bitgrain.kernels.cpu.native_kernel import NativeKernel
+from bitgrain.kernels.cpu.native_packing import COLUMNS, pack_units
 from bitgrain.weights import ActivationSpec, FloatWeight, Weight
 
 KINDS = {torch.float8_e4m3fn: panels.E4M3, torch.float8_e5m2: panels.E5M2}
@@ -41,10 +42,10 @@ class Float8Linear(NativeKernel):
         if fine and bool(((raw & 0x7F) == 0x7F).any()):
             raise BadValueError("weight", f"{int(((raw & 0x7F) == 0x7F).sum())} NaN codes", "finite values", "the file is damaged; fetch or write it again")
         gather, group_ends = panels.layout_columns(k, min(weight.block[1], k), None)
-        codes = panels.pad_rows(panels.place_columns(raw, gather, int(group_ends[-1]) * panels.UNIT, 0))
+        codes = pack_units(raw, 8, k, gather, int(group_ends[-1]), COLUMNS)
         rows = torch.div(torch.arange(n), weight.block[0], rounding_mode="floor")
         scale = weight.scale[rows] * (panels.E4M3_FACTOR if fine else 1.0)
-        tensors = {"codes": panels.pack_columns(codes), "scale": panels.pack_group_values(panels.pad_rows(scale)), "group_ends": group_ends}
+        tensors = {"codes": codes, "scale": panels.pack_group_values(panels.pad_rows(scale)), "group_ends": group_ends}
         if gather is not None:
             tensors["gather"] = gather
         return Prepared((n, k), tensors, activation, {"kind": KINDS[weight.codes.dtype], "zero": 0.0})

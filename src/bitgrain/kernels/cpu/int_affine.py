@@ -8,6 +8,7 @@ from torch import Tensor
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.cpu import panels
 from bitgrain.kernels.cpu.native_kernel import NativeKernel
+from bitgrain.kernels.cpu.native_packing import NIBBLES, QUADS, pack_units
 from bitgrain.weights import ActivationSpec, IntAffineWeight, Weight, WeightSpec
 
 
@@ -36,10 +37,9 @@ class IntAffineLinear(NativeKernel):
         small = weight.bits <= 4
         middle = 8 if small else 128
         gather, group_ends = panels.layout_columns(k, weight.group_size, weight.group_index)
-        groups, width = group_ends.numel(), int(group_ends[-1]) * panels.UNIT
-        codes = panels.pad_rows(panels.place_columns(weight.codes(), gather, width, middle), middle)
+        groups, units = group_ends.numel(), int(group_ends[-1])
         # the kernel reads signed codes: nibble - 8, or a byte with its top bit flipped
-        packed = panels.pack_nibbles(codes) if small else panels.pack_quads(codes ^ 0x80)
+        packed = pack_units(weight.packed, weight.bits, k, gather, units, NIBBLES if small else QUADS, middle, 0 if small else 0x80)
         tensors = {
             "codes": packed,
             "scale": panels.pack_group_values(panels.pad_rows(_per_row(weight.scale[:, :groups], n))),

@@ -8,6 +8,7 @@ from torch import Tensor
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.cpu import panels
 from bitgrain.kernels.cpu.native_kernel import NativeKernel
+from bitgrain.kernels.cpu.native_packing import QUADS, pack_units
 from bitgrain.weights import ActivationSpec, IntAffineWeight, Weight
 
 # 255 * 128 * K must stay below 2^31
@@ -48,15 +49,17 @@ class IntDotLinear(NativeKernel):
     def prepare(self, weight: Weight, activation: ActivationSpec) -> Prepared:
         assert isinstance(weight, IntAffineWeight) and isinstance(weight.zero, int)  # refusal() asked for both
         n, k = weight.shape
-        width = -(-k // panels.UNIT) * panels.UNIT
-        signed = weight.codes().to(torch.int16).sub_(weight.zero)
-        codes = panels.pad_rows(panels.place_columns(signed.to(torch.int8), None, width, 0))
-        packed = panels.pack_quads(codes)
+        units = -(-k // panels.UNIT)
+        if weight.bits == 8 and weight.zero == 128:  # signed bytes whose top bit was flipped
+            packed, sums = pack_units(weight.packed, 8, k, None, units, QUADS, 128, 0x80), weight.packed.sum(1, dtype=torch.int32) - 128 * k
+        else:
+            signed = weight.codes().to(torch.int16).sub_(weight.zero).to(torch.int8)
+            packed, sums = pack_units(signed, 8, k, None, units, QUADS), signed.sum(1, dtype=torch.int32)
         scale = weight.scale.float().reshape(-1).expand(n).contiguous()
         tensors = {
-            "codes": packed.view(packed.shape[0], -1, 64),
+            "codes": packed.view(torch.int8).view(packed.shape[0], -1, 64),
             "scale": panels.pad_rows(scale),
-            "column_sums": codes.sum(1, dtype=torch.int32),
+            "column_sums": panels.pad_rows(sums),
         }
         return Prepared((n, k), tensors, activation)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from bitgrain.errors import RequestError, RunError
 from bitgrain.settings import variable
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 SETS = {"portable": 1, "avx2": 2, "avx512": 4, "avx512bf16": 8, "amx": 16}
 FILE = Path(__file__).with_name("libbitgrain_cpu.so")
 
@@ -32,6 +32,9 @@ SIGNATURES = {
     "bg_rotate": [POINTER, I64, I64, I64, I64, POINTER, POINTER, I64, I32, I32, POINTER, I32],
     "bg_gate": [POINTER, POINTER, I64, I64, I64, I32, POINTER, I32],
     "bg_attend": [POINTER, I64, I64, I64, I64, POINTER, I64, POINTER, I64, I64, I64, I64, I64, POINTER, F32, F32, I32, POINTER, I32],
+    "bg_pack_blocks": [POINTER, POINTER, I32, POINTER, I64, POINTER, I32],
+    "bg_pack_units": [POINTER, POINTER, I64, I32, I32, I32, POINTER, I32],
+    "bg_block_panel_bytes": [POINTER, I64],
     "bg_choose_set": [ctypes.c_char_p],
 }
 
@@ -49,6 +52,7 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
     if version != ABI_VERSION:
         return None, f"the native library has interface {version}, this package needs {ABI_VERSION}: build the package again"
     library.bg_instruction_set.restype = ctypes.c_char_p
+    library.bg_block_panel_bytes.restype = I64
     for name, arguments in SIGNATURES.items():
         getattr(library, name).argtypes = arguments
     asked = variable("BITGRAIN_CPU_ISA")

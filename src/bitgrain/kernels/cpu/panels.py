@@ -22,31 +22,16 @@ def pad_rows(values: Tensor, fill: float = 0) -> Tensor:
     return torch.cat([values, values.new_full((short, *values.shape[1:]), fill)])
 
 
-def pack_nibbles(codes: Tensor) -> Tensor:
-    """uint8 [panels, units, 64] of unsigned codes uint8 [N, K] below 16; N % 16 == 0, K % 8 == 0."""
-    n, k = codes.shape
-    pairs = codes.view(n // PANEL, PANEL, k // UNIT, UNIT // 2, 2)
-    packed = pairs[..., 0] | (pairs[..., 1] << 4)
-    return packed.permute(0, 2, 1, 3).reshape(n // PANEL, k // UNIT, 64).contiguous()
-
-
 def unpack_nibbles(packed: Tensor) -> Tensor:
-    """Inverse of pack_nibbles."""
+    """uint8 [N, K] of uint8 [panels, units, 64]: per out feature four bytes of eight codes, the even in feature in the low half."""
     panels, units = packed.shape[:2]
     lanes = packed.view(panels, units, PANEL, UNIT // 2)
     codes = torch.stack([lanes & 15, lanes >> 4], dim=-1).view(panels, units, PANEL, UNIT)
     return codes.permute(0, 2, 1, 3).reshape(panels * PANEL, units * UNIT).contiguous()
 
 
-def pack_quads(codes: Tensor) -> Tensor:
-    """int8 or uint8 [panels, units, 128] of codes [N, K]: per four in features, 16 lanes of four bytes."""
-    n, k = codes.shape
-    split = codes.view(n // PANEL, PANEL, k // UNIT, 2, 4)
-    return split.permute(0, 2, 3, 1, 4).reshape(n // PANEL, k // UNIT, 128).contiguous()
-
-
 def unpack_quads(packed: Tensor) -> Tensor:
-    """Inverse of pack_quads."""
+    """[N, K] of int8 or uint8 [panels, units, 128]: per four in features, 16 lanes of four bytes."""
     panels, units = packed.shape[:2]
     split = packed.view(panels, units, 2, PANEL, 4).permute(0, 3, 1, 2, 4)
     return split.reshape(panels * PANEL, units * UNIT).contiguous()

@@ -15,7 +15,7 @@ from bitgrain.kernels.cpu.operators import DTYPE_IDS
 from bitgrain.kernels.reference.attention import ReferenceAttention
 from bitgrain.kernels.reference.step import ReferenceGate, ReferenceNorm, ReferenceRotary
 
-LARGEST_HEAD = 1024  # entries; see native/include/step.hpp
+LARGEST_HEAD = 1024  # entries that the rotary kernel turns; see native/include/step.hpp
 # Rows of q up to which one pass over keys and values per row is faster than torch's blocked attention.
 FEW_ROWS = 8
 
@@ -38,10 +38,6 @@ class _Native:
 
     def _refusal(self, problem: StepProblem) -> Refusal | None:
         return None
-
-
-def _head_refusal(problem: StepProblem) -> Refusal | None:
-    return Refusal(f"takes heads of up to {LARGEST_HEAD} entries, not {problem.size}") if problem.size > LARGEST_HEAD else None
 
 
 class NativeNorm(_Native):
@@ -68,7 +64,7 @@ class NativeRotary(_Native):
     name = "cpu.rotary"
 
     def _refusal(self, problem: StepProblem) -> Refusal | None:
-        return _head_refusal(problem)
+        return Refusal(f"takes heads of up to {LARGEST_HEAD} entries, not {problem.size}") if problem.size > LARGEST_HEAD else None
 
     def apply(self, x: Tensor, cosine: Tensor, sine: Tensor, interleaved: bool) -> Tensor:
         if torch.compiler.is_compiling() or cosine.dtype != x.dtype:
@@ -109,9 +105,6 @@ class NativeAttention(_Native):
     """Few rows natively, in float32; more by torch's blocked attention.  See kernels.step.AttentionKernel."""
 
     name = "cpu.attention"
-
-    def _refusal(self, problem: StepProblem) -> Refusal | None:
-        return _head_refusal(problem)
 
     def apply(
         self, q: Tensor, keys: Tensor, values: Tensor, window: int | None, sinks: Tensor | None, scale: float | None, cap: float | None

@@ -52,7 +52,7 @@ class SuperBlockLinear(NativeKernel):
             _check_scales(weight)
         layout, parts = block_layouts.split(weight)
         dtype = torch.float16 if parts.scale is None else parts.scale.dtype
-        tensors = {"packed": block_packing.pack(layout, parts), "format": torch.tensor(layout.format(dtype), dtype=torch.int32)}
+        tensors = {"packed": block_packing.pack(layout, parts, weight.shape[1]), "format": torch.tensor(layout.format(dtype), dtype=torch.int32)}
         if parts.factor is not None:
             tensors["factor"] = parts.factor
         return Prepared(weight.shape, tensors, activation, {"layout": layout, "scale_dtype": dtype})
