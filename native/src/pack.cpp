@@ -63,17 +63,31 @@ Planes planes_of(int32_t code) {
 
 constexpr int64_t VECTOR = 64, VECTORS = 8;
 
-// One unit: vectors [8][64] of codes into its planes; returns where the next unit begins.
+// One plane of a unit: WIDTH bits of codes [8][64] from `lowest` on, 8 / WIDTH vectors in 64 bytes.
+template <int WIDTH>
+uint8_t* write_plane(const uint8_t* vectors, int lowest, uint8_t* out) {
+  constexpr int HELD = 8 / WIDTH;
+  constexpr uint8_t MASK = uint8_t((1 << WIDTH) - 1);
+  for (int64_t vector = 0; vector < VECTORS; vector += HELD, out += VECTOR) {
+    uint8_t joined[VECTOR] = {};
+    for (int j = 0; j < HELD; ++j) {
+      const uint8_t* from = vectors + (vector + j) * VECTOR;
+      for (int64_t i = 0; i < VECTOR; ++i) joined[i] = uint8_t(joined[i] | ((from[i] >> lowest) & MASK) << (WIDTH * j));
+    }
+    std::memcpy(out, joined, VECTOR);
+  }
+  return out;
+}
+
+// All planes of a unit; returns where the next unit begins.
 uint8_t* write_planes(const uint8_t* vectors, const Planes& planes, uint8_t* out) {
   for (int32_t plane = 0; plane < planes.count; ++plane) {
-    const int width = planes.width[plane], lowest = planes.lowest[plane], held = 8 / width;
-    const uint8_t mask = uint8_t((1 << width) - 1);
-    for (int64_t vector = 0; vector < VECTORS; vector += held, out += VECTOR) {
-      for (int64_t i = 0; i < VECTOR; ++i) {
-        uint8_t joined = 0;
-        for (int j = 0; j < held; ++j) joined = uint8_t(joined | ((vectors[(vector + j) * VECTOR + i] >> lowest) & mask) << (width * j));
-        out[i] = joined;
-      }
+    const int lowest = planes.lowest[plane];
+    switch (planes.width[plane]) {
+      case 1: out = write_plane<1>(vectors, lowest, out); break;
+      case 2: out = write_plane<2>(vectors, lowest, out); break;
+      case 4: out = write_plane<4>(vectors, lowest, out); break;
+      default: out = write_plane<8>(vectors, lowest, out);
     }
   }
   return out;

@@ -136,6 +136,7 @@ def load_model(
     dequantize: bool = False,
     model_impl: str = "auto",
     trust_remote_code: bool = False,
+    prepared_folder: str | Path | None = None,
 ) -> LanguageModel:
     """Load a checkpoint as a model that computes logits.
 
@@ -151,6 +152,8 @@ def load_model(
         context_length: tokens per sequence, at most what the model was made for.
         quantization, ignore, rules, model_impl, trust_remote_code: see open_checkpoint().
         dequantize:  keep every quantized weight in memory as a dense one in `dtype`, rounded once.
+        prepared_folder: where weights are kept in the layouts of their kernels, so that the next start with the same files and
+                     options needs neither to decode nor to pack them; its files may be deleted at any time.
     Raises:
         BitgrainError: what is wrong with the files, the request or this machine.
     """
@@ -163,6 +166,6 @@ def load_model(
         raise RequestError(f"tensor_parallel = {tensor_parallel}", "more than one process was asked for", "1", "this version runs one process; split the model with a host engine")
     options = LoadOptions(
         device=device, dtype=dtype, activations=activations, fidelity=fidelity, kernels=dict(kernels or {}), kv_cache=kv_cache, forbid=tuple(forbid),
-        require=require, progress=progress, context_length=context_length, dequantize=dequantize,
+        require=require, progress=progress, context_length=context_length, dequantize=dequantize, prepared_folder=prepared_folder,
     )  # fmt: skip
     return checkpoint.modelling.build(checkpoint.plan, options)

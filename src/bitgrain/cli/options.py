@@ -60,6 +60,7 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("loading")
     add_plan_arguments(group)
     group.add_argument("--dequantize", action="store_true", help="keep quantized weights in memory in 16 bits")
+    group.add_argument("--prepared-folder", metavar="PATH", help="keep weights in their kernels' layouts there: the next start is faster")
     group.add_argument("--kv-cache-dtype", metavar="TYPE", help='type of the KV cache (default "auto")')
     group.add_argument("--dtype", metavar="TYPE", help="compute type: auto, bfloat16, float16, float32")
     group.add_argument("--device", metavar="NAME", help="torch device (default: the platform's own)")
@@ -114,6 +115,7 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
     given = {
         **plan_options(args),
         "dequantize": args.dequantize or None,
+        "prepared_folder": args.prepared_folder,
         "kv_cache": args.kv_cache_dtype,
         "dtype": args.dtype,
         "device": args.device,

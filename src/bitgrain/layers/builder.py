@@ -27,6 +27,7 @@ from bitgrain.layers.cache_choice import choose_cache, of_latents
 from bitgrain.layers.decoding import ModuleReader
 from bitgrain.layers.embedding import Embedding
 from bitgrain.layers.linear import FusedLinear, Linear, ParallelLinear
+from bitgrain.layers.prepared_file import PreparedFile, ReadyLinear
 from bitgrain.layers.transform import KernelTransform
 from bitgrain.platforms.host_memory import return_free_memory
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, DenseWeight, Hadamard, Transform, Transformed, Weight
@@ -51,6 +52,7 @@ class BuildOptions:
         activations: "scheme" (the checkpoint's meaning) or "none" (input quantization left out, to study weights).
         kv_cache:    "auto" or the name of a cache type.
         dequantize:  quantized weights become dense ones of `dtype`.
+        ready:       linear layers that an earlier start has prepared, and to which new ones are added.
     """
 
     dtype: torch.dtype
@@ -61,6 +63,7 @@ class BuildOptions:
     policy: Policy = field(default_factory=Policy)
     progress: Callable[[int, int], None] | None = None
     dequantize: bool = False
+    ready: PreparedFile | None = None
 
 
 class ModelBuilder:
@@ -88,8 +91,7 @@ class ModelBuilder:
         Args:
             wide: its input and output are float32, whatever the dtype of activations.
         """
-        weight, activation, bias = self._read(name)
-        return self.prepared(name, weight, activation, bias, torch.float32 if wide else None)
+        return self._linear((name,), torch.float32 if wide else None)
 
     def linears(self, names: Sequence[str]) -> nn.Module:
         """Several linear modules on one input: `layer(x)` gives one output per name, fused inside if the plan says so."""
@@ -98,8 +100,33 @@ class ModelBuilder:
             return ParallelLinear([self.linear(name) for name in names])
         if fusion.joint:
             return FusedLinear(self.linear(fusion.joint), fusion.heights, fusion.places)
-        parts = [self._read(name) for name in names]
-        return FusedLinear(self.prepared(joint_label(names), *_stacked(parts)), [part[0].shape[0] for part in parts])
+        return FusedLinear(self._linear(names), [self.reader.row(name).shape[0] for name in names])
+
+    def _linear(self, names: Sequence[str], dtype: torch.dtype | None = None) -> Linear:
+        """The linear layer of one module, or of several as one matrix; out of the file of prepared ones, where it is there."""
+        label, ready = joint_label(names), self.options.ready
+        found = ready.get(label) if ready is not None else None
+        if found is not None:
+            layer = self._from_file(label, names, found, dtype)
+            if layer is not None:
+                return layer
+        layer = self.prepared(label, *self.matrix(names), dtype)
+        problem = self.selections[label].problem
+        if ready is not None and problem.weight.kind != "dense" and layer.is_plain:
+            ready.put(label, ReadyLinear(problem.weight, layer.kernel.name, getattr(layer.kernel, "build", ""), layer.prepared, layer.bias))
+        return layer
+
+    def _from_file(self, label: str, names: Sequence[str], found: ReadyLinear, dtype: torch.dtype | None) -> Linear | None:
+        """The layer, if the kernel that prepared it is the one that is chosen now."""
+        activation = found.prepared.activation
+        problem = LinearProblem(found.weight, activation.without_values(), *found.prepared.shape, str(dtype or self.dtype).removeprefix("torch."))
+        selection = self._select(label, problem)
+        if (selection.kernel.name, getattr(selection.kernel, "build", "")) != (found.kernel, found.build):
+            return None
+        for name in names:
+            self.reader.skip(self.reader.row(name))
+            self._advance(name)
+        return Linear(label, selection.kernel, found.prepared, found.bias, quantized_output=activation.of_output())
 
     def joint_linear(self, name: str, heights: Sequence[int]) -> nn.Module:
         """One linear module that stands for several, of these out features each: `layer(x)` gives one output for each."""
@@ -230,6 +257,8 @@ class ModelBuilder:
         self._embeddings.clear()
         self._tables.clear()
         self.reader.close()
+        if self.options.ready is not None:
+            self.options.ready.write()
 
     def _read(self, name: str) -> tuple[Weight, ActivationSpec, Tensor | None]:
         row = self.reader.row(name)

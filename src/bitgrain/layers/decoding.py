@@ -66,6 +66,11 @@ class ModuleReader:
         owned = weight.map_tensors(lambda t: t.clone() if t.untyped_storage().data_ptr() in mapped else t)
         return owned, activation, bias
 
+    def skip(self, row: ModulePlan) -> None:
+        """Enter the module's tensors in the ledger without reading them: their values are known from an earlier reading."""
+        for full, source in zip(row.tensors, row.sources or row.tensors, strict=True):
+            self.ledger.consume(source, row.name, full)
+
     def has_tensor(self, name: str) -> bool:
         """Whether the plan gives some module the tensor of this full name."""
         row = self.plan.modules.get(name) or self.plan.modules.get(name.rpartition(".")[0])

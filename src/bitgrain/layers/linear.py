@@ -48,6 +48,11 @@ class Linear(nn.Module):
         return y if self.quantized_output.is_none else self.quantized_output.fake_quantize(y).to(y.dtype)
 
     @property
+    def is_plain(self) -> bool:
+        """Nothing but the kernel's product, the bias and the quantization of the output."""
+        return not self.transforms and not self.outputs and self.low_rank is None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the prepared weight, the bias and the transforms."""
         held = [t for transform in (*self.transforms, *self.outputs) for t in transform.data_tensors().values()]

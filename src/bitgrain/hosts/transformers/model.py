@@ -23,7 +23,7 @@ from bitgrain.layers.builder import BuildOptions, ModelBuilder
 from bitgrain.layers.decoding import ModuleReader
 from bitgrain.models.batch import Batch, check_batch
 from bitgrain.models.language_model import LanguageModel
-from bitgrain.models.loading import LoadOptions, build_options
+from bitgrain.models.loading import LoadOptions, build_options, with_prepared
 from bitgrain.plan import Plan
 
 __all__ = ["HostedImplementation", "HostedLM", "require_own_code"]
@@ -74,7 +74,7 @@ class HostedImplementation:
     def build(self, plan: Plan, options: LoadOptions) -> HostedLM:
         """Fill an empty model module by module and close the ledger; as models.loading.build_model()."""
         stored = self.files.config.get("dtype") or self.files.config.get("torch_dtype")
-        build = build_options(options, stored if isinstance(stored, str) else None)
+        build = with_prepared(build_options(options, stored if isinstance(stored, str) else None), self.files, plan, options.prepared_folder)
         model = empty_model(self.cls, self.config, build.dtype, self.architecture)
         filler = _Filler(model, self, plan, build)
         with torch.inference_mode():
