@@ -20,7 +20,7 @@ from bitgrain.formats.attention_schemes import KVCacheScheme
 from bitgrain.formats.base import MATRIX_KINDS, Choice, ModuleKind, ModuleView, QuantConfig, TensorRule
 from bitgrain.formats.detect import answers_to, check_hint, detect, gather_evidence
 from bitgrain.formats.kv_scales import kv_scale_of
-from bitgrain.formats.matching import NameHints, nearest_names
+from bitgrain.formats.matching import NameHints
 from bitgrain.formats.online import online_config, online_request
 from bitgrain.formats.slots import ModelSlots, ModuleSlot
 from bitgrain.plan import Fusion, ModulePlan, Plan
@@ -74,7 +74,7 @@ def resolve(files: CheckpointFiles, slots: ModelSlots | None, options: ResolveOp
     modules = resolution.modules()
     raise_all(files.label, resolution.problems)
     fusions = tuple(resolution.joints.get(group) or _fuse(group, modules) for group in slots.fusion_groups) if slots else ()
-    notes = (*files.notes, *(slots.notes if slots else ()), *_unmatched_rules(config, modules))
+    notes = (*files.notes, *(slots.notes if slots else ()), *_unmatched_rules(config, modules, resolution.hints))
     return Plan(config.name, detection.reasons, modules, fusions, ignored, notes, slots.join if slots else "")
 
 
@@ -370,13 +370,9 @@ def _fuse(group: Sequence[str], modules: Mapping[str, ModulePlan]) -> Fusion:
     return Fusion(tuple(group), True, "equal schemes on one input")
 
 
-def _unmatched_rules(config: QuantConfig, modules: Mapping[str, ModulePlan]) -> list[str]:
-    notes = []
-    for rule in config.rules():
-        if rule not in config.matched_rules:
-            near = nearest_names(rule, list(modules)) if len(modules) < 5000 else []
-            notes.append(f"rule {rule!r} of the configuration matches no module{_near(near)}")
-    return notes
+def _unmatched_rules(config: QuantConfig, modules: Mapping[str, ModulePlan], hints: NameHints) -> list[str]:
+    unmatched = [rule for rule in config.rules() if rule not in config.matched_rules]
+    return [f"rule {rule!r} of the configuration matches no module{_near(hints.nearest(rule, modules))}" for rule in unmatched]
 
 
 def _near(names: Sequence[str]) -> str:

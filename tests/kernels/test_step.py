@@ -75,7 +75,7 @@ def test_gate_is_torchs(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("sinks, cap", [(False, None), (True, None), (False, 3.0)])
-@pytest.mark.parametrize("rows, total, heads, groups, size", [(1, 1, 4, 4, 16), (1, 37, 8, 2, 64), (3, 40, 6, 3, 24), (FEW_ROWS, 300, 4, 1, 96)])
+@pytest.mark.parametrize("rows, total, heads, groups, size", [(1, 1, 4, 4, 16), (1, 37, 8, 2, 64), (3, 40, 6, 3, 24), (FEW_ROWS, 300, 4, 1, 96), (2, 9, 4, 2, 2 * LARGEST_HEAD + 5)])
 def test_attention_is_the_softmax(dtype, window, sinks, cap, rows, total, heads, groups, size):
     q, keys, values = random(rows, heads, size, dtype=dtype), random(total, groups, size, dtype=dtype, seed=1), random(total, groups, size, dtype=dtype, seed=2)
     sink = random(heads, dtype=dtype, seed=3) if sinks else None
@@ -126,8 +126,11 @@ def test_results_do_not_depend_on_threads():
 
 @pytest.mark.parametrize("kernel, problem, words", [
     (NativeRotary(), StepProblem("rotary", LARGEST_HEAD + 1, "float32"), "heads"),
-    (NativeAttention(), StepProblem("attention", LARGEST_HEAD + 1, "float32"), "heads"),
     (NativeGate(), StepProblem("gate", 64, "float32", "gelu"), "gelu"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(kernel, problem, words):
     assert words in kernel.refusal(problem).reason
+
+
+def test_attention_takes_heads_of_every_size():
+    assert NativeAttention().refusal(StepProblem("attention", 64 * LARGEST_HEAD, "bfloat16")) is None

@@ -12,6 +12,7 @@ from bitgrain.kernels.base import ExpertsKernel, ExpertsProblem, Join, PreparedE
 from bitgrain.layers.activation import Gated
 from bitgrain.layers.builder import joint_label
 from bitgrain.layers.linear import FusedLinear
+from bitgrain.layers.mlp import GatedLinears
 from bitgrain.weights import ActivationSpec, Transformed, Weight
 
 if TYPE_CHECKING:
@@ -99,23 +100,6 @@ class LinearExperts(nn.Module):
         return out
 
 
-class _Expert(nn.Module):
-    """y = down(join(gate(x), up(x))), by linear modules.
-
-    Args:
-        gate_up: gives gate(x) and up(x).
-    """
-
-    def __init__(self, gate_up: nn.Module, down: nn.Module, join: Join) -> None:
-        super().__init__()
-        self.gate_up, self.down, self.join = gate_up, down, join
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x)
-        out: Tensor = self.down(self.join(gate, up))
-        return out
-
-
 class _Run:
     """A kernel and the experts that were prepared for it so far."""
 
@@ -138,7 +122,7 @@ class _Collected:
         if not group.together:
             with self.builder.linears_of_experts(f"{self.name}.{expert}", group.why):
                 pair = self.builder.linears([group.module(expert, part) for part in group.parts[:2]])
-                self.linear[expert] = _Expert(pair, self.builder.linear(down), self.join)
+                self.linear[expert] = GatedLinears(self.builder, pair, self.builder.linear(down), self.join)
             return
         first, second = self.builder.matrix(gate_up), self.builder.matrix((down,))
         run = _obstacle(first) or _obstacle(second) or self._run(group, first, second)
@@ -146,7 +130,7 @@ class _Collected:
             with self.builder.linears_of_experts(f"{self.name}.{expert}", run):
                 size = first[0].shape[0] // 2
                 pair = FusedLinear(self.builder.prepared(joint_label(gate_up), *first), (size, size))
-                self.linear[expert] = _Expert(pair, self.builder.prepared(down, *second), self.join)
+                self.linear[expert] = GatedLinears(self.builder, pair, self.builder.prepared(down, *second), self.join)
             return
         biases = self.builder.moved_bias(first[2]), self.builder.moved_bias(second[2])
         run.prepared[expert] = run.kernel.prepare(first[0], second[0], first[1], second[1], *biases)

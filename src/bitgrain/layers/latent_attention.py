@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bitgrain.errors import RequestError
-from bitgrain.kernels.reference.attention import attend, visible
-from bitgrain.kernels.reference.step import rotate
+from bitgrain.kernels.reference.attention import visible
 from bitgrain.layers.attention import Step
 from bitgrain.layers.norm import NormStyle
 from bitgrain.weights import ActivationSpec, Transform, Transformed
@@ -145,6 +144,8 @@ class LatentAttention(nn.Module):
         self.kv_norm = style.build(builder, f"{name}.kv_a_layernorm", shape.rank)
         self.kv_b = DenseCopy.of(builder, f"{name}.kv_b_proj")
         self.o = builder.linear(f"{name}.o_proj")
+        self.rotary = builder.step_kernel("rotary", shape.rope)
+        self.kernel = builder.step_kernel("attention", shape.query)
         self.cache_spec = builder.kv_cache_spec(name, latent=True)
         if any(builder.head_transforms(name, shape.rope)):
             raise RequestError(
@@ -181,7 +182,8 @@ class LatentAttention(nn.Module):
         """x [T, H, R] at its positions; interleaved pairs are drawn apart, alike in queries and keys."""
         if self.shape.interleaved:
             x = x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-        return rotate(x, step.cosine, step.sine)
+        out: Tensor = self.rotary.apply(x, step.cosine, step.sine, False)
+        return out
 
     def _absorbed(self, plain: Tensor, turned: Tensor, keys: Tensor, latents: Tensor) -> Tensor:
         """[t, H, dv] for plain [t, H, dn], turned [t, H, R], keys [L, 1, R] and latents [L, r]; scores are float32."""
@@ -218,5 +220,5 @@ class LatentAttention(nn.Module):
             own, values = expanded.split((s.nope, s.value), dim=-1)
             full = torch.cat((own, keys.expand(-1, own.shape[1], -1)), dim=-1)
             query = torch.cat((plain[:, heads], turned[:, heads]), dim=-1)
-            mixed.append(attend(query, full, values, None, scale=s.scale))
+            mixed.append(self.kernel.apply(query, full, values, None, None, s.scale, None))
         return torch.cat(mixed, dim=1)

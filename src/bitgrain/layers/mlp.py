@@ -6,14 +6,33 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from bitgrain.kernels.base import Join
 from bitgrain.layers.activation import Gate, Gated
 
 if TYPE_CHECKING:
     from bitgrain.layers.builder import ModelBuilder
 
 
-class GatedMLP(nn.Module):
-    """y = down(join(gate(x), up(x))) for x [M, K].
+class GatedLinears(nn.Module):
+    """y = down(join(gate(x), up(x))) for x [M, K], of linear modules that have been made.
+
+    Args:
+        gate_up: gives gate(x) and up(x).
+    """
+
+    def __init__(self, builder: ModelBuilder, gate_up: nn.Module, down: nn.Module, join: Join) -> None:
+        super().__init__()
+        self.gate_up, self.down, self.join = gate_up, down, join
+        self.gate = builder.step_kernel("gate", detail=join.describe())
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x)
+        out: Tensor = self.down(self.gate.apply(self.join, gate, up))
+        return out
+
+
+class GatedMLP(GatedLinears):
+    """The same, of the modules below a name.
 
     Args:
         join:  the name of an activation function, for act(gate) * up; or what joins the two otherwise.
@@ -21,14 +40,6 @@ class GatedMLP(nn.Module):
     """
 
     def __init__(self, builder: ModelBuilder, name: str, join: str | Gate, joint: int = 0) -> None:
-        super().__init__()
         stored = (f"{name}.gate_proj", f"{name}.up_proj")
-        self.gate_up = builder.joint_linear(f"{name}.gate_up_proj", (joint, joint)) if joint else builder.linears(stored)
-        self.down = builder.linear(f"{name}.down_proj")
-        self.join = Gated(join) if isinstance(join, str) else join
-        self.gate = builder.step_kernel("gate", detail=self.join.describe())
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x)
-        out: Tensor = self.down(self.gate.apply(self.join, gate, up))
-        return out
+        gate_up = builder.joint_linear(f"{name}.gate_up_proj", (joint, joint)) if joint else builder.linears(stored)
+        super().__init__(builder, gate_up, builder.linear(f"{name}.down_proj"), Gated(join) if isinstance(join, str) else join)

@@ -205,19 +205,24 @@ def test_rules_that_name_norms_are_not_reported_as_unmatched():
 
 
 # --- whole models --------------------------------------------------------------------------------------------------------
+def row_module(n, k, books=2, bits=8, seed=0):
+    """(tensors, weight) of a module of any size whose codes stand for parts of one row."""
+    parts, _ = module_tensors(1, 8, books, bits, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randint(0, 1 << bits, (n, k // 8, books), generator=generator)
+    parts["codes"] = torch.where(index >= 1 << (bits - 1), index - (1 << bits), index).to(parts["codes"].dtype)
+    parts["scales"] = (torch.rand(n, 1, 1, 1, generator=generator) * 0.1).half()
+    entries = sum(parts["codebooks"][book, index[:, :, book], 0].float() for book in range(books))
+    return parts, entries.reshape(n, k) * parts["scales"].float().reshape(-1, 1)
+
+
 def quantized(tensors, books=2, bits=8):
     """(checkpoint tensors, dense tensors): every linear module replaced by random codes and by what they mean."""
     dense, stored = dict(tensors), dict(tensors)
     for seed, (name, (n, k)) in enumerate(linear_shapes().items()):
-        parts, _ = module_tensors(1, 8, books, bits, seed=seed)
-        generator = torch.Generator().manual_seed(seed)
-        index = torch.randint(0, 1 << bits, (n, k // 8, books), generator=generator)
-        parts["codes"] = torch.where(index >= 1 << (bits - 1), index - (1 << bits), index).to(parts["codes"].dtype)
-        parts["scales"] = (torch.rand(n, 1, 1, 1, generator=generator) * 0.1).half()
+        parts, dense[f"{name}.weight"] = row_module(n, k, books, bits, seed)
         del stored[f"{name}.weight"]
         stored |= {f"{name}.{local}": tensor for local, tensor in parts.items()}
-        entries = sum(parts["codebooks"][book, index[:, :, book], 0].float() for book in range(books))
-        dense[f"{name}.weight"] = entries.reshape(n, k) * parts["scales"].float().reshape(-1, 1)
     return stored, dense
 
 

@@ -179,9 +179,9 @@ def tiled_args(bits, group):
     return {"num_bits": bits, "type": "int", "symmetric": True, **({"strategy": "group", "group_size": group} if group else {"strategy": "channel"})}
 
 
-def tiled_codes(n, k, bits):
+def tiled_codes(n, k, bits, seed=0):
     """Signed codes of which two of each four columns may be other than zero, some rows with fewer."""
-    generator = torch.Generator().manual_seed(n + k + bits)
+    generator = torch.Generator().manual_seed(n + k + bits + seed)
     half = 1 << (bits - 1)
     kept = torch.rand(n, k // 4, 4, generator=generator).topk(2, dim=2).indices
     codes = torch.randint(-half, half, (n, k // 4, 2), generator=generator)
@@ -230,8 +230,8 @@ def encode_tiled(codes, bits):
     return (words - (words >= 1 << 31).long() * (1 << 32)).int(), (flat - (flat >= 1 << 15).long() * (1 << 16)).to(torch.int16).view(k // 32, 2 * n)
 
 
-def tiled_module(n, k, bits, group):
-    codes = tiled_codes(n, k, bits)
+def tiled_module(n, k, bits, group, seed=0):
+    codes = tiled_codes(n, k, bits, seed)
     packed, meta = encode_tiled(codes, bits)
     scale = (ramp(n, k // group if group else 1).abs() + 0.01).half()
     # only where groups are shorter than the kept half of a row are scales permuted

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,143 +19,22 @@ from bitgrain.weights import WeightSpec
 from bitgrain.weights.synthetic import block_of, sample_weight
 from tests.checkpoints import HIDDEN, VOCAB, llama_config, llama_tensors, write_checkpoint
 from tests.unit.checkpoint.gguf_bytes import TYPES, random_blocks
-from tests.unit.formats import test_bitsandbytes as bnb
-from tests.unit.formats import test_compressed_tensors as ct
-from tests.unit.formats import test_hqq as hqq
-from tests.unit.formats import test_modelopt as modelopt
-from tests.unit.formats import test_quanto as quanto
-from tests.unit.formats import test_quark as quark
-from tests.unit.formats import test_torchao as torchao
 from tests.unit.formats.gguf_models import write_model
-from tests.unit.formats.word_packers import gemm_tensors, gptq_tensors, numbers
+from tests.unit.formats.producers import PRODUCERS, Producer, write
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
-SIZE = {"n": VOCAB, "k": HIDDEN}
 IDS = torch.tensor([3, 40, 7, 7, 0, 21])
-
-
-@dataclass(frozen=True)
-class Producer:
-    """How a producer stores one matrix [VOCAB, HIDDEN].
-
-    Args:
-        module:   (tensors by local name, what they mean where the helper works it out), of a seed.
-        section:  quantization_config for the modules that are quantized.
-        sidecars: file name to contents, likewise.
-        metadata: of the file, of the tensors of each module.
-        embeds:   embeddings may be stored so, not heads alone.
-    """
-
-    module: Callable[[int], tuple[dict[str, Tensor], Tensor | None]]
-    section: Callable[[list[str]], dict | None]
-    sidecars: Callable[[list[str]], dict] = field(default=lambda names: {})
-    metadata: Callable[[dict[str, dict[str, Tensor]]], dict] = field(default=lambda modules: {})
-    embeds: bool = True
-
-
-def ct_section(weights: dict, storage: str) -> Callable[[list[str]], dict]:
-    return lambda names: ct.section(weights, storage, ignore=[]) | {"config_groups": {"g": {"targets": [f"re:{n}$" for n in names], "weights": weights, "input_activations": None}}}
-
-
-def int8_rows(seed: int):
-    torch.manual_seed(seed)
-    codes, scale = torch.randint(-127, 128, (VOCAB, HIDDEN), dtype=torch.int8), (torch.rand(VOCAB, 1) + 0.1).bfloat16()
-    return {"weight": codes, "weight_scale": scale}, codes.float() * scale.float()
-
-
-def float8_rows(seed: int):
-    torch.manual_seed(seed)
-    codes, scale = (torch.randn(VOCAB, HIDDEN) * 90).to(torch.float8_e4m3fn), torch.rand(VOCAB, 1) * 0.02 + 0.001
-    return {"weight": codes, "weight_scale": scale}, codes.float() * scale
-
-
-def packed_words(seed: int):
-    tensors, codes = ct.packed_module(bits=4, groups=2, packing="padded", **SIZE)
-    tensors["weight_packed"] = tensors["weight_packed"].roll(seed, 0)
-    return tensors, codes.roll(seed, 0).float() * tensors["weight_scale"].float().repeat_interleave(32, 1)
-
-
-def described_rows(seed: int):
-    tensors, want = int8_rows(seed)
-    return {**tensors, "weight_offset": torch.zeros(VOCAB, 1)}, want
-
-
-def torchao_rows(seed: int):
-    torch.manual_seed(seed)
-    return torchao.int8_module((1, HIDDEN), (VOCAB, HIDDEN))[0], None
-
-
-def torchao_entries(modules: dict[str, dict[str, Tensor]]) -> dict:
-    data = {"block_size": [1, HIDDEN], "dtype": torchao.BF16, "act_quant_kwargs": None, "reduce_range": False}
-    quantized = {f"{name}.weight": torchao.entry("Int8Tensor", tensors, **data) for name, tensors in modules.items()}
-    return torchao.metadata({**{name: json.dumps({"_type": "Tensor"}) for name in llama_tensors()}, **quantized})
-
-
-def describe(names: list[str]) -> dict:
-    types = dict.fromkeys(llama_tensors(), "FLOAT") | {f"{n}.{local}": "W8A16" for n in names for local in ("weight", "weight_scale", "weight_offset")}
-    return {"quant_model_description.json": types | {"version": "1.0.0", "model_quant_type": "W8A16", "group_size": 0}}
-
-
-def words(seed: int):
-    v = numbers(VOCAB, HIDDEN, 32, seed=seed)
-    return gptq_tensors(v), v.weight()
-
-
-def interleaved_words(seed: int):
-    v = numbers(VOCAB, HIDDEN, 32, seed=seed)
-    return gemm_tensors(v), v.weight()
-
-
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False, "lm_head": True}
-AUTOROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": False, "data_type": "int", "packing_format": "auto_round:auto_gptq", "block_name_to_quantize": "model.layers"}
-QUARK_SPEC = quark.int_spec("uint4", "group")
-PRODUCERS = {
-    "ct-int8": Producer(int8_rows, ct_section(ct.W8_CHANNEL, "int-quantized")),
-    "ct-pack-w4": Producer(packed_words, ct_section(ct.W4_G32, "pack-quantized")),
-    "ct-fp8": Producer(float8_rows, ct_section(ct.FP8_TENSOR | {"strategy": "channel"}, "float-quantized")),
-    "fp8": Producer(float8_rows, lambda names: {"quant_method": "fp8", "activation_scheme": "dynamic"}),
-    "modelopt-fp8": Producer(lambda seed: modelopt.module_of("FP8_PER_CHANNEL_PER_TOKEN", **SIZE), lambda names: modelopt.flat("FP8_PER_CHANNEL_PER_TOKEN", ignore=[])),
-    "modelopt-nvfp4": Producer(lambda seed: modelopt.module_of("NVFP4", **SIZE), lambda names: modelopt.flat("NVFP4", ignore=[])),
-    "modelslim-w8a16": Producer(described_rows, lambda names: None, describe),
-    "torchao-int8": Producer(torchao_rows, lambda names: torchao.section(include_input_output_embeddings=True), metadata=torchao_entries),
-    "quanto-qint8": Producer(
-        lambda seed: (quanto.bytes_module(scale=(VOCAB, 1), **SIZE), None), lambda names: None,
-        lambda names: {quanto.MAP: {name: {"weights": "qint8", "activations": "none"} for name in names}},
-    ),
-    "bnb-nf4": Producer(lambda seed: bnb.lookup_module(block=64, seed=seed, **SIZE), lambda names: bnb.FOUR | {"llm_int8_skip_modules": []}),
-    "bnb-int8": Producer(lambda seed: bnb.int8_module(seed=seed, **SIZE), lambda names: bnb.EIGHT | {"llm_int8_skip_modules": []}),
-    "hqq-4bit": Producer(lambda seed: hqq.module(4, size=64, seed=seed, **SIZE), lambda names: hqq.section(4, 64, skip_modules=[])),
-    "gptq": Producer(words, lambda names: GPTQ, embeds=False),
-    "awq": Producer(interleaved_words, lambda names: {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}, embeds=False),
-    "autoround": Producer(words, lambda names: AUTOROUND | {"extra_config": {"lm_head": {"bits": 4, "group_size": 32, "sym": False, "data_type": "int"}}}, embeds=False),
-    "quark": Producer(
-        lambda seed: quark.int_module("uint4", "group", seed=seed, **SIZE),
-        lambda names: {"quant_method": "quark", "global_quant_config": quark.layer(QUARK_SPEC), "exclude": [], "version": "0.13",
-                       "export": {"pack_method": "reorder", "weight_format": "real_quantized", "kv_cache_group": [], "min_kv_scale": 0.0}}, embeds=False,
-    ),
-}  # fmt: skip
+# producers that quantize heads, and store one of these sizes
+HEADS = [name for name, producer in PRODUCERS.items() if producer.embeds or name in ("gptq", "awq", "autoround", "quark")]
 
 
 def written(folder: Path, producer: Producer, names: list[str], tied: bool) -> tuple[Path, dict[str, Tensor | None]]:
     """A small Llama whose modules `names` a producer has quantized; a tied head is not stored unless it is one of them."""
-    tensors, wanted, modules = llama_tensors(dtype=torch.float32), {}, {}
+    tensors = llama_tensors(dtype=torch.float32)
     if tied:
         del tensors[f"{HEAD}.weight"]
-    for seed, name in enumerate(names):
-        modules[name], wanted[name] = producer.module(seed)
-        if name == EMBEDDING:
-            modules[name].pop("input_scale", None)  # of linear modules: an embedding has no input to quantize
-        tensors.pop(f"{name}.weight", None)
-        tensors |= {f"{name}.{local}": tensor for local, tensor in modules[name].items()}
-    section = producer.section(names)
-    config = llama_config(tie_word_embeddings=tied, torch_dtype="float32", **({"quantization_config": section} if section else {}))
-    write_checkpoint(folder, tensors, config)
-    for file, contents in producer.sidecars(names).items():
-        (folder / file).write_text(json.dumps(contents))
-    metadata = producer.metadata(modules)
-    if metadata:
-        save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors", metadata=metadata)
-    return folder, wanted
+    config = llama_config(tie_word_embeddings=tied, torch_dtype="float32")
+    return folder, write(folder, producer, config, tensors, dict.fromkeys(names, (VOCAB, HIDDEN)))
 
 
 def check_model(place: Path, quantized: list[str], tied: bool, dense: Callable[[dict[str, Tensor]], Path], wanted: dict[str, Tensor | None] | None = None) -> None:
@@ -199,7 +75,7 @@ def test_quantized_embedding_runs_and_is_shared_with_a_tied_head(kind, tied, tmp
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("kind", list(PRODUCERS))
+@pytest.mark.parametrize("kind", HEADS)
 def test_quantized_head_runs_whether_the_configuration_ties_it_or_not(kind, tied, tmp_path):
     place, wanted = written(tmp_path / "m", PRODUCERS[kind], [HEAD], tied)
 
@@ -211,7 +87,7 @@ def test_quantized_head_runs_whether_the_configuration_ties_it_or_not(kind, tied
     check_model(place, [HEAD], False, dense, wanted)
 
 
-@pytest.mark.parametrize("kind", [name for name, producer in PRODUCERS.items() if not producer.embeds])
+@pytest.mark.parametrize("kind", [name for name, producer in PRODUCERS.items() if name in HEADS and not producer.embeds])
 def test_format_that_leaves_embeddings_alone_refuses_a_quantized_one_by_name(kind, tmp_path):
     place, _ = written(tmp_path / "m", PRODUCERS[kind], [EMBEDDING], False)
     with pytest.raises(bitgrain.BitgrainError, match=r"model\.embed_tokens"):

@@ -12,6 +12,7 @@ from bitgrain.cli.main import main
 from bitgrain.errors import BadValueError, BitgrainError, NoKernelError
 from bitgrain.kernels.reference.experts import ReferenceExperts
 from bitgrain.layers.decoding import ModuleReader
+from bitgrain.layers.mlp import GatedLinears
 from bitgrain.models.loading import LoadOptions, build_model
 
 HIDDEN, SIZE, EXPERTS, VOCAB = 64, 96, 4, 48
@@ -280,6 +281,8 @@ def test_an_expert_and_half_of_another_in_other_schemes(tmp_path):
     rows = {row["modules"]: row for row in model.explain() if ".experts" in row["modules"]}
     assert set(rows) == {f"model.layers.0.mlp.experts{end}" for end in ("[0-1]", "[2]", ".3.gate_proj", ".3.up_proj", ".3.down_proj")}
     assert rows["model.layers.0.mlp.experts.3.up_proj"]["note"] == groups[2].why
+    plain = bitgrain.load_model(folder, device="cpu", kernels={"gate": "reference.gate"})
+    assert [m.gate.name for m in plain.modules() if isinstance(m, GatedLinears)] == ["reference.gate"]  # of the one expert that is linear modules
     with pytest.raises(NoKernelError, match=r"experts\.3: run as linear modules"):
         bitgrain.load_model(folder, device="cpu", kernels={"experts": "reference.experts"})
 

@@ -70,6 +70,12 @@ def grid_of(n, k, size, axis):
 
 def module(nbits=4, n=16, k=24, size=8, axis=1, channel_wise=True, dtype=torch.float32, seed=0):
     """(tensors by local name, values worked out one by one)."""
+    tensors, grid = stored_module(nbits, n, k, size, axis, channel_wise, dtype, seed)
+    return tensors, values(grid, tensors["scale"], tensors["zero"], axis, n, k)
+
+
+def stored_module(nbits=4, n=16, k=24, size=8, axis=1, channel_wise=True, dtype=torch.float32, seed=0):
+    """(tensors by local name, the grid of codes as a list of rows)."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = grid_of(n, k, size if channel_wise else 0, axis)
     grid = torch.randint(0, WIDTHS[nbits][1], (rows, columns), generator=generator).tolist()
@@ -80,7 +86,7 @@ def module(nbits=4, n=16, k=24, size=8, axis=1, channel_wise=True, dtype=torch.f
     on = {"quant_scale": False, "quant_zero": False, "channel_wise": channel_wise, "offload_meta": False}
     tensors |= {name: flag(value) for name, value in on.items()}
     tensors |= {name: flag(True) for name in ("encoded_state_dict", "stores_quant_config", "optimize", "round_zero")}
-    return tensors, values(grid, scale, zero, axis, n, k)
+    return tensors, grid
 
 
 def values(grid, scale, zero, axis, n, k):

@@ -87,34 +87,34 @@ def two_stages(groups, pack=None):
     return tensors, naive(codes, first * second)
 
 
-def static(offset=0, bias=None, wide=False, both=False):
+def static(offset=0, bias=None, wide=False, both=False, n=N, k=K):
     """A static module as its producer computes it; `bias` float32 [N]."""
-    codes, own, act = whole(-127, 128, N, K), rand(N).abs() * 0.01 + 0.001, 0.05
+    codes, own, act = whole(-127, 128, n, k), rand(n).abs() * 0.01 + 0.001, 0.05
     product = (torch.tensor(act) * own).float()
-    folded = torch.round((torch.zeros(N) if bias is None else bias) / product - codes.sum(1) * offset).to(torch.int32)
+    folded = torch.round((torch.zeros(n) if bias is None else bias) / product - codes.sum(1) * offset).to(torch.int32)
     stored = product.view(torch.int32).to(torch.int64) if wide else product
     tensors = {"weight": codes.to(torch.int8), "deq_scale": stored, "quant_bias": folded, "input_scale": torch.tensor([act]), "input_offset": torch.tensor([float(offset)])}
     if both:
-        tensors |= {"weight_scale": own[:, None], "weight_offset": torch.zeros(N, 1)}
+        tensors |= {"weight_scale": own[:, None], "weight_offset": torch.zeros(n, 1)}
     if bias is not None:
         tensors["bias"] = bias
     return tensors, naive(codes, own[:, None])
 
 
-def microscaling(kind, k=K, second=0):
-    exponent = whole(118, 130, N, -(-k // 32)).to(torch.uint8)
+def microscaling(kind, k=K, second=0, n=N):
+    exponent = whole(118, 130, n, -(-k // 32)).to(torch.uint8)
     if kind == "mxfp8":
-        weight = (rand(N, k) * 60).to(torch.float8_e4m3fn)
+        weight = (rand(n, k) * 60).to(torch.float8_e4m3fn)
         values = weight.float()
     else:
-        codes = whole(0, 16, N, k)
+        codes = whole(0, 16, n, k)
         values = torch.tensor(E2M1)[codes]
         packed = (codes[:, 0::2] | (codes[:, 1::2] << 4)).to(torch.uint8)
         weight = values.to(torch.float8_e4m3fn) if kind == "unpacked" else packed
     tensors = {"weight": weight, "weight_scale": exponent}
-    outer = torch.ones(N, 1)
+    outer = torch.ones(n, 1)
     if second:
-        outer = rand(N, -(-k // second)).abs() + 0.1
+        outer = rand(n, -(-k // second)).abs() + 0.1
         tensors["weight_dual_scale"] = outer[:, :, None]
     rows = zip(values.tolist(), exponent.tolist(), outer.tolist(), strict=True)
     return tensors, torch.tensor([[v[j] * 2.0 ** (e[j // 32] - 127) * o[j // second if second else 0] for j in range(k)] for v, e, o in rows])

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from incoherent_models import DAMAGES, NOT_A_NUMBER, change, dense_weight, joint_shapes, signs, write_module, write_pair
-from synthetic import header
 
 import bitgrain
 from bitgrain.errors import (
@@ -23,6 +21,8 @@ from bitgrain.weights.synthetic import sample_weight
 from bitgrain.weights.trellis import trellis_spec
 from tests.checkpoints import LAYERS, edited
 from tests.golden_checks import check_golden, golden_folders
+from tests.unit.formats.incoherent_models import DAMAGES, NOT_A_NUMBER, change, dense_weight, joint_shapes, signs, write_module, write_pair
+from tests.unit.formats.synthetic import header
 
 HYBRID = {"L": 16, "K": 2, "V": 2, "tlut_bits": 9, "decode_mode": "quantlut_sym", "td_x": 16, "td_y": 16}
 PLAIN = {"L": 16, "K": 2, "V": 1, "tlut_bits": 0, "decode_mode": "3inst", "td_x": 16, "td_y": 16}

@@ -4,8 +4,6 @@ from functools import lru_cache
 
 import pytest
 import torch
-from incoherent_models import DAMAGES, NOT_A_NUMBER, change, dense_hadamard, dense_weight, joint_shapes, signs, write_module, write_pair
-from synthetic import header
 
 import bitgrain
 from bitgrain.errors import (
@@ -24,6 +22,18 @@ from bitgrain.formats.quip import QuipConfig
 from bitgrain.numerics.e8_lattice import e8_ball, e8p_codebook
 from tests.checkpoints import LAYERS, edited
 from tests.golden_checks import check_golden, golden_folders
+from tests.unit.formats.incoherent_models import (
+    DAMAGES,
+    NOT_A_NUMBER,
+    change,
+    dense_hadamard,
+    dense_weight,
+    joint_shapes,
+    signs,
+    write_module,
+    write_pair,
+)
+from tests.unit.formats.synthetic import header
 
 BASE = {"codesz": 8, "pack_out": False, "idx_dtype": "torch.int64", "lora_rank": 0, "rank": 0, "rescale_WH": False, "resid_scale_override": -1}
 PARAMS = {

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 
 import torch
-from golden_cases import problems_of
 
 from bitgrain.checkpoint.headers import TORCH_DTYPES, TensorHeader
 from bitgrain.formats.base import ModuleKind, ModuleView
 from bitgrain.formats.evidence import Evidence
 from bitgrain.numerics.interleave import pack_marlin_tiles, permute_marlin_scales
+from tests.unit.formats.golden_cases import problems_of
 
 WORD_TYPES = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 DTYPE_CODES = {v: k for k, v in TORCH_DTYPES.items()}

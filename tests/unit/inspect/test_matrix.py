@@ -9,11 +9,14 @@ import pytest
 from bitgrain.cli.main import main
 from bitgrain.formats.base import MATRIX_KINDS
 from bitgrain.formats.registry import formats
-from bitgrain.inspect.matrix import matrix_page, support_matrix
-from bitgrain.kernels.base import Fidelity
+from bitgrain.inspect.matrix import support_matrix
+from bitgrain.inspect.matrix_pages import matrix_pages
+from bitgrain.inspect.run_records import last_run, record_key
+from bitgrain.kernels.base import Fidelity, LinearProblem
 from bitgrain.kernels.registry import kernel_entries
-from bitgrain.platforms.probe import probe_all
+from bitgrain.platforms.probe import default_platform, probe_all
 from bitgrain.quantize import TARGETS
+from bitgrain.weights import NO_ACTIVATION, WeightSpec
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -48,10 +51,39 @@ def test_experts_run_together_or_as_linear_modules(rows):
     assert any(cell.split(" ")[0] in together for cell in cells)
 
 
-def test_page_says_how_kernels_of_absent_devices_were_tested():
-    proofs = {(kernel.name, kernel.proof) for _, _, kernel in kernel_entries() if hasattr(kernel, "proof")}
-    page = matrix_page([])
-    assert proofs and all(name in page and proof in page for name, proof in proofs)
+@pytest.fixture(scope="module")
+def pages():
+    return matrix_pages()
+
+
+def test_pages_of_absent_devices_claim_no_hardware(pages):
+    absent = [report.key for report in probe_all() if report.platform is None]
+    assert absent
+    for key in absent:
+        rows = [line.split(" | ") for line in pages[f"support-matrix/{key}.md"].splitlines() if line.startswith("| ")]
+        runs = {row[-1].removesuffix(" |") for row in rows} - {"last run"}
+        assert runs and all("not run on hardware" in run for run in runs), runs
+        # kernels by the platform's own keys, with how they were proven
+        lines = [line for line in pages["support-matrix.md"].splitlines() if line.startswith(f"| {key} | ")]
+        assert all("not run on hardware" in line for line in lines)
+        own = {kernel.name for _, platform, kernel in kernel_entries() if platform == key}
+        assert all(any(f"| {name} |" in line for line in lines) for name in own)
+
+
+def test_pages_show_what_other_generations_choose(pages):
+    page = pages["support-matrix/cuda.md"]
+    assert "\n## " in page and "sm100" in page.partition("\n## ")[2]
+    assert sum(map(len, pages.values())) < 1_000_000 and max(map(len, pages.values())) < 300_000
+
+
+def test_records_of_a_simulation_are_never_those_of_a_device():
+    problem = LinearProblem(WeightSpec("dense", "bfloat16", 16), NO_ACTIVATION, 8, 8, "bfloat16")
+    key = record_key(problem, "cuda@host", "some.kernel")
+    records = {key: {"date": "2026-01-02", "hardware": "the host, as cuda:sm90", "how": "interpreter only, not run on hardware"}}
+    assert last_run(problem, "cuda", "some.kernel", records) == "interpreter only, not run on hardware (2026-01-02)"
+    records[record_key(problem, "cuda", "some.kernel")] = {"date": "2026-01-03", "hardware": "A device", "how": ""}
+    assert last_run(problem, "cuda", "some.kernel", records) == "2026-01-03 on A device"
+    assert last_run(problem, "cuda", "other.kernel", records) == "not run on hardware"
 
 
 def test_last_run_is_a_record_or_says_that_there_is_none(rows, monkeypatch):
@@ -62,7 +94,7 @@ def test_last_run_is_a_record_or_says_that_there_is_none(rows, monkeypatch):
 
 
 def test_generated_page_has_every_scheme():
-    page = (ROOT / "docs" / "support-matrix.md").read_text()
+    page = (ROOT / "docs" / "support-matrix" / f"{default_platform().key}.md").read_text()
     missing = [label for _, config in formats().items() for label, _, _ in config.examples() if f"| {label} |" not in page]
     assert not missing, f"run tools/support_matrix.py: {missing[:3]}"
     assert all(f"| {name} |" in page for name in formats().names()) and all(f"| {t.name}: {t.meaning} |" in page for t in TARGETS.values())
