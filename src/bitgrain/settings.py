@@ -10,6 +10,8 @@ A backend's own variables are named where the backend is; it reads them through 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -31,3 +33,17 @@ def variable(name: str) -> str | None:
 def platform_key() -> str | None:
     """The platform asked for, KEY[:GENERATION][@host], or None for the device's own."""
     return variable("BITGRAIN_PLATFORM")
+
+
+@contextmanager
+def overridden(name: str, value: str) -> Iterator[None]:
+    """Set one environment variable for a while: what a package that is imported meanwhile reads."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before

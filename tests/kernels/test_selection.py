@@ -12,6 +12,7 @@ from bitgrain.kernels.base import ExpertsProblem, Fidelity, LinearProblem, Prepa
 from bitgrain.kernels.reference.experts import ReferenceExperts
 from bitgrain.kernels.reference.linear import ReferenceLinear
 from bitgrain.kernels.selection import Policy, refuse_linears, select, select_experts
+from bitgrain.platforms.base import Platform
 from bitgrain.weights import NO_ACTIVATION, WeightSpec
 
 SPEC = WeightSpec("int_affine", "uint4", 4, "group", 32, zero="constant", scale_dtype="float16")
@@ -41,6 +42,7 @@ def kernels(monkeypatch, tmp_path):
     """Installs kernels for the platform "toy"; the floor stays."""
     monkeypatch.setenv("BITGRAIN_CACHE", str(tmp_path))
     monkeypatch.setattr(selftest, "_results", {})
+    monkeypatch.setattr(selftest, "target", lambda key: Platform(key, "cpu", frozenset(), 1, 1 << 30))
     selftest._stored.cache_clear()
 
     def install(*found):
@@ -107,7 +109,7 @@ def test_approximate_kernels_need_the_users_word(kernels):
 )
 def test_unknown_names_in_a_policy_are_refused_with_the_known_ones(policy):
     with pytest.raises(RequestError, match="one of"):
-        policy.check()
+        policy.check("cpu")
 
 
 def test_wrong_kernel_fails_its_self_test_and_is_passed_over(kernels):

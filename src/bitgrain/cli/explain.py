@@ -10,12 +10,13 @@ from bitgrain.cli.tables import print_json, print_table
 from bitgrain.inspect.choices import check_platform, choose_for_plan
 from bitgrain.kernels.explain import explain_rows
 from bitgrain.kernels.selection import FIDELITIES, REQUIREMENTS, Policy
-from bitgrain.platforms.probe import default_platform
+from bitgrain.platforms.probe import default_platform, target
+from bitgrain.settings import platform_key
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
-    parser.add_argument("--platform", metavar="KEY", help="plan for this platform instead of the one that is here")
+    parser.add_argument("--platform", metavar="KEY[:GENERATION]", help="plan for this platform instead of the one that is here")
     parser.add_argument("--dtype", default="auto", metavar="TYPE", help="dtype of activations: auto, bfloat16, float16, float32")
     parser.add_argument("--fidelity", choices=FIDELITIES, default="exact", help="fast admits kernels that change numerics (default exact)")
     parser.add_argument("--kernel", action="append", default=[], metavar="OP=NAME", help="force a kernel; may be repeated")
@@ -27,14 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     checkpoint = open_checkpoint(model_path(args), **plan_options(args))
-    platform = check_platform(args.platform) if args.platform else default_platform().key
+    asked = args.platform or platform_key()
+    platform = check_platform(asked) if asked else default_platform().key
     # the self-test needs the machine itself; planning for another one, or from headers, does without
     policy = Policy(args.fidelity, kernel_pairs(args.kernel), frozenset(args.forbid), args.require, self_test=False)
     rows = explain_rows(choose_for_plan(checkpoint.plan, platform, policy, checkpoint.dtype(args.dtype)))
+    counted_on = target(platform)
     if args.json:
-        print_json({"platform": platform, "plan": checkpoint.plan.hash, "modelling": checkpoint.plan.modelling, "modules": rows})
+        told = {"state": counted_on.state, "generation": counted_on.generation, "features": sorted(counted_on.features)}
+        print_json({"platform": platform, **told, "plan": checkpoint.plan.hash, "modelling": checkpoint.plan.modelling, "modules": rows})
         return 0
-    print(f"{checkpoint.files.label} on {platform}, modelling code: {checkpoint.plan.modelling}")
+    where = f"on {platform}" if counted_on.state == "present" else counted_on.describe()
+    print(f"{checkpoint.files.label} {where}, modelling code: {checkpoint.plan.modelling}")
     table = [(r["modules"], r["count"], r["problem"], r["kernel"], r["fidelity"] + (f"; {r['proof']}" if "proof" in r else "")) for r in rows]
     print_table("chosen", ("modules", "count", "problem", "kernel", "fidelity"), table)
     notes = [(r["modules"], r["note"]) for r in rows if "note" in r]

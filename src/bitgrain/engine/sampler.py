@@ -63,7 +63,7 @@ def sample(logits: Tensor, states: Sequence[SamplerState]) -> list[Sampled | Bit
     chosen = best.tolist()
     rows = [i for i, state in enumerate(states) if not state.is_plain_greedy and finite[i]]
     # one transfer for all rows that need more than the largest logit; the generators live on the host
-    host = dict(zip(rows, logits[rows].to(states[0].generator.device), strict=True)) if rows else {}
+    host = dict(zip(rows, logits[torch.tensor(rows, device=logits.device)].to(states[0].generator.device), strict=True)) if rows else {}
     results: list[Sampled | BitgrainError] = []
     for i, state in enumerate(states):
         if not finite[i]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bitgrain.errors import RequestError
 from bitgrain.formats.base import ModuleKind
 from bitgrain.kernels.base import EmbeddingProblem, ExpertsProblem, LinearProblem, Problem
-from bitgrain.kernels.registry import kernel_entries
+from bitgrain.kernels.registry import ANY_PLATFORM, kernel_entries
 from bitgrain.kernels.selection import Policy, Selection, refuse_linears, select, select_experts
 from bitgrain.layers.builder import joint_label
 from bitgrain.layers.experts import label_of
 from bitgrain.plan import ExpertGroup, ModulePlan, Plan
-from bitgrain.platforms.probe import HOST, known_platforms, plan_for
+from bitgrain.platforms.probe import known_platforms, plan_for
 from bitgrain.weights import NO_ACTIVATION
 
 
@@ -24,11 +23,8 @@ def check_platform(text: str) -> str:
         RequestError: no platform and no kernel has that key, or no generation is called so.
     """
     platforms = known_platforms()
-    known = {*platforms, *(platform for _, platform, _ in kernel_entries() if platform != "any")}
-    key = text.removesuffix(HOST).partition(":")[0]
-    if key not in known:
-        raise RequestError(f"platform = {text!r}", "no such platform", f"one of {', '.join(sorted(known))}", "choose one of them, or install the package that brings it")
-    return plan_for(text) if key in platforms else key
+    of_kernels = {platform for _, platform, _ in kernel_entries() if platform != ANY_PLATFORM}
+    return text if text in of_kernels and text not in platforms else plan_for(text)
 
 
 def choose_for_plan(plan: Plan, platform: str, policy: Policy, dtype: str) -> dict[str, Selection]:
@@ -36,8 +32,9 @@ def choose_for_plan(plan: Plan, platform: str, policy: Policy, dtype: str) -> di
 
     Raises:
         NoKernelError: for the first module that no kernel can run under the policy.
+        RequestError:  the policy names what is not there, or a kernel of another platform.
     """
-    policy.check()
+    policy.check(platform)
     fused = {name: fusion for fusion in plan.fusions if fusion.fused for name in fusion.modules}
     experts = _Experts(plan, platform, policy, dtype)
     chosen: dict[str, Selection] = {}

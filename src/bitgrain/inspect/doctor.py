@@ -13,7 +13,7 @@ import torch
 
 from bitgrain import __version__, settings
 from bitgrain.formats.registry import formats
-from bitgrain.kernels.registry import kernel_entries
+from bitgrain.kernels.registry import broken_packages, kernel_entries
 from bitgrain.models.registry import models
 from bitgrain.platforms.probe import probe_all
 
@@ -43,6 +43,7 @@ def examine() -> dict[str, Any]:
         "extras": {extra: {name: _state(module, name) for module, name in packages} for extra, packages in EXTRAS.items()},
         "platforms": [report.as_dict() for report in probe_all()],
         "kernels": [{"operation": o, "platform": p, "kernel": k.name, "state": _kernel_state(k)} for o, p, k in kernel_entries()],
+        "broken_kernels": broken_packages(),
         "modelling": _modelling(),
         "formats": formats().names(),
         "settings": {name: settings.variable(name) for name in ("BITGRAIN_CACHE", "BITGRAIN_SELFTEST", "BITGRAIN_PLATFORM")},
@@ -76,4 +77,7 @@ def _state(module: str, distribution: str) -> str:
 def _kernel_state(kernel: Any) -> str:
     """ "available", or why the kernel can run nothing here."""
     state = getattr(kernel, "state", None)
-    return state() if callable(state) else "available"
+    try:
+        return str(state()) if callable(state) else "available"
+    except Exception as error:  # whatever a vendor's package raises when it is looked at
+        return f"broken: {type(error).__name__}: {error}"

@@ -16,9 +16,26 @@ import bitgrain.kernels
 from bitgrain.errors import RequestError
 from bitgrain.kernels.base import Kernel
 
-ANY_PLATFORM = "any"
+ANY_PLATFORM, GROUP = "any", "bitgrain.kernels"
 
 Entry = tuple[str, str, Kernel]
+
+
+@lru_cache(maxsize=1)
+def _plugins() -> dict[str, list[Entry] | str]:
+    """Name of each entry point to its kernels, or to why they cannot be loaded."""
+    found: dict[str, list[Entry] | str] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
+        try:
+            found[point.name] = list(point.load())
+        except Exception as error:  # a package that is broken must not take the others with it
+            found[point.name] = f"broken: loading {point.value} failed: {type(error).__name__}: {error}"
+    return found
+
+
+def broken_packages() -> dict[str, str]:
+    """Entry points whose kernels cannot be loaded, each with why."""
+    return {name: found for name, found in _plugins().items() if isinstance(found, str)}
 
 
 @lru_cache(maxsize=1)
@@ -28,8 +45,8 @@ def kernel_entries() -> tuple[Entry, ...]:
     for module in pkgutil.iter_modules(bitgrain.kernels.__path__):
         if module.ispkg:
             entries += import_module(f"bitgrain.kernels.{module.name}").KERNELS
-    for point in sorted(entry_points(group="bitgrain.kernels"), key=lambda p: p.name):
-        entries += point.load()
+    for found in _plugins().values():
+        entries += found if isinstance(found, list) else []
     places = [(operation, platform, kernel.name) for operation, platform, kernel in entries]
     owners: dict[tuple[str, str], set[type]] = {}
     for operation, _, kernel in entries:

@@ -8,8 +8,9 @@ from typing import Any
 
 from bitgrain.errors import NoKernelError, RequestError
 from bitgrain.kernels.base import ExpertsProblem, Fidelity, Kernel, Problem
-from bitgrain.kernels.registry import candidates, kernel_names, operations
+from bitgrain.kernels.registry import ANY_PLATFORM, broken_packages, candidates, kernel_entries, kernel_names, operations
 from bitgrain.kernels.selftest import self_test
+from bitgrain.platforms.probe import nearest, states
 
 FIDELITIES = ("exact", "fast")
 REQUIREMENTS = ("native",)
@@ -33,8 +34,8 @@ class Policy:
     require: str | None = None
     self_test: bool = True
 
-    def check(self) -> None:
-        """Raise RequestError unless every name in the policy exists."""
+    def check(self, platform: str) -> None:
+        """Raise RequestError unless every name in the policy exists, and every kernel that is asked for is one of the platform."""
         if self.fidelity not in FIDELITIES:
             raise RequestError(f"fidelity = {self.fidelity!r}", "no such fidelity", f"one of {', '.join(FIDELITIES)}", "choose one of them")
         if self.require not in (None, *REQUIREMENTS):
@@ -42,12 +43,22 @@ class Policy:
         every = {name for operation in operations() for name in kernel_names(operation)}
         backends = {name.partition(".")[0] for name in every}
         for name in sorted(self.forbid - every - backends):
-            raise RequestError(f"forbid = {name!r}", "no such kernel or backend", f"one of {', '.join(sorted(every | backends))}", "correct the name")
+            raise RequestError(f"forbid = {name!r}", f"no such kernel or backend{nearest(name, every | backends)}{_broken()}", f"one of {', '.join(sorted(every | backends))}", "correct the name")
         for operation, name in self.force.items():
             if operation not in operations():
-                raise RequestError(f"kernel {operation}={name}", "no such operation", f"one of {', '.join(operations())}", "correct the name")
-            if name not in kernel_names(operation):
-                raise RequestError(f"kernel {operation}={name}", "no such kernel", f"one of {', '.join(kernel_names(operation))}", "correct the name")
+                raise RequestError(f"kernel {operation}={name}", f"no such operation{nearest(operation, operations())}", f"one of {', '.join(operations())}", "correct the name")
+            known = kernel_names(operation)
+            if name not in known:
+                raise RequestError(f"kernel {operation}={name}", f"no such kernel{nearest(name, known)}{_broken()}", f"one of {', '.join(known)}", "correct the name")
+            places = [place for o, place, kernel in kernel_entries() if (o, kernel.name) == (operation, name)]
+            if not {platform, ANY_PLATFORM} & set(places):
+                found = f"a kernel of {', '.join(places)}, and this is {platform}; the platforms are\n{states()}"
+                raise RequestError(f"kernel {operation}={name}", found, f"a kernel of {platform}", "choose one of them, or another platform")
+
+
+def _broken() -> str:
+    """What is to be said of kernels that may be missed: those of packages that do not load."""
+    return "".join(f"; {name} is {why}" for name, why in broken_packages().items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +113,7 @@ def select(problem: Problem, platform: str, policy: Policy) -> Selection:
         if not reason and chosen is not None:
             reason = f"works, but {chosen[0].name} ranks higher"
         elif not reason and policy.self_test:
-            failure = self_test(kernel, problem)
+            failure = self_test(kernel, problem, platform)
             reason = failure.reason if failure else ""
         rows.append(Candidate(kernel.name, fidelity.value if fidelity else "", reason))
         if not reason and fidelity is not None:
@@ -150,10 +161,13 @@ def refuse_linears(name: str, why: str, policy: Policy) -> None:
 
 def _judge(kernel: Kernel, problem: Problem, policy: Policy) -> tuple[str, Fidelity | None]:
     """(why not, or empty; the fidelity, if the kernel could run the problem at all)."""
-    refusal = kernel.refusal(problem)
+    try:
+        refusal = kernel.refusal(problem)
+        fidelity: Fidelity | None = None if refusal is not None else kernel.fidelity(problem)
+    except Exception as error:  # a vendor's package may raise anything when it is first looked at; the others still run
+        return f"asking it raised {type(error).__name__}: {error}", None
     if refusal is not None:
         return refusal.reason, None
-    fidelity: Fidelity = kernel.fidelity(problem)
     forced = policy.force.get(problem.operation)
     if forced is not None and forced != kernel.name:
         return f"--kernel {problem.operation}={forced} was asked for", fidelity

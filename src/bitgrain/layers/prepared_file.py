@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -135,7 +136,7 @@ def _written(file: BinaryIO, tensor: Tensor) -> list[Any]:
     """[dtype, shape, offset, bytes, checksum] of a tensor that was appended."""
     file.write(b"\0" * (-file.tell() % ALIGNMENT))
     offset, data = file.tell(), tensor.reshape(-1).view(torch.uint8)
-    file.write(memoryview(data.numpy()))
+    file.write(data.numpy().data)
     return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), offset, data.numel(), checksum(data)]
 
 
@@ -164,9 +165,9 @@ def _read(path: Path) -> tuple[dict[str, Any], Tensor] | None:
     return (index, data) if whole else None
 
 
-def _fill(file: BinaryIO, data: Tensor) -> int:
+def _fill(file: BufferedReader, data: Tensor) -> int:
     """Read into `data` until it is full or the file ends; bytes read.  One call reads 2 GB at most on some systems."""
-    view, at = memoryview(data.numpy()), 0
+    view, at = data.numpy().data, 0
     while at < len(view) and (count := file.readinto(view[at : at + (1 << 30)])):
         at += count
     return at
@@ -187,7 +188,8 @@ def _restored(entry: Mapping[str, Any], data: Tensor) -> ReadyLinear:
     bias = tensors.pop("", None)
     n, k = entry["shape"]
     prepared = Prepared((n, k), tensors, ActivationSpec(**entry["activation"]), _decoded(entry["meta"]))
-    return ReadyLinear(WeightSpec(**{name: tuple(v) if isinstance(v, list) else v for name, v in entry["weight"].items()}), entry["kernel"], entry["build"], prepared, bias)
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in entry["weight"].items()}
+    return ReadyLinear(WeightSpec(**fields), entry["kernel"], entry["build"], prepared, bias)
 
 
 def _encoded(value: Any) -> Any:

@@ -90,7 +90,7 @@ class CausalLM(LanguageModel):
         step = self._step(batch, device)
         x: Tensor = self.embed(batch.tokens.to(device))
         if self.config.embedding_scale is not None:
-            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=device)  # rounded as the library does
+            x = x * float(torch.tensor(self.config.embedding_scale, dtype=x.dtype))  # rounded as the library does; a host's number
         for layer in self.layers:
             x = layer(x, step)
         wanted = x[batch.logit_rows.to(device)]

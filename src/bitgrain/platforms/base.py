@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+# Of a feature that is an operator which is registered now: "op:namespace::name".
+OPERATOR = "op:"
+
+
+def told_features(features: Collection[str]) -> list[str]:
+    """Features for people, sorted: operators are counted."""
+    plain = sorted(f for f in features if not f.startswith(OPERATOR))
+    count = sum(f.startswith(OPERATOR) for f in features)
+    return [*plain, *([f"{count} operators"] if count else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +29,8 @@ class Platform:
         memory:      bytes of memory that the process may use.
         state:       "present": found here; "planned": described for planning, nothing can run;
                      "simulated": its kernels run on the host's tensors (an interpreter, models of operators).
+        generation:  what the devices are called among their kind; also a feature.  "" where they are of several, or of none that has a name here.
+        devices:     names of the devices by index, where they are told apart.
     """
 
     key: str
@@ -27,6 +39,18 @@ class Platform:
     cores: int
     memory: int
     state: str = "present"
+    generation: str = ""
+    devices: tuple[str, ...] = ()
+
+    @property
+    def is_planned(self) -> bool:
+        return self.state == "planned"
+
+    def describe(self) -> str:
+        """Its state and what it counts on: "planned for key:generation (feature, …, 9 operators)"."""
+        name = self.key + (f":{self.generation}" if self.generation else "")
+        said = {"planned": f"planned for {name}", "simulated": f"on {name} simulated on the host"}.get(self.state, f"on {name}")
+        return f"{said} ({', '.join(told_features(self.features)) or 'no features known'})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +58,15 @@ class ProbeReport:
     """The answer of one probe.
 
     Args:
-        state:    "present", "absent", "broken: why" or "incompatible: why"; four different answers.
+        state:    "present", "absent: why", "broken: why" or "incompatible: why"; four different answers.
         platform: given when the state is "present".
+        unusable: of several devices those that the platform does not count on: index to why.
     """
 
     key: str
     state: str
     platform: Platform | None = None
+    unusable: Mapping[int, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         platform = self.platform
@@ -51,6 +77,8 @@ class ProbeReport:
             "features": sorted(platform.features) if platform else [],
             "cores": platform.cores if platform else 0,
             "memory_bytes": platform.memory if platform else 0,
+            "devices": list(platform.devices) if platform else [],
+            "unusable": {str(index): why for index, why in self.unusable.items()},
         }
 
 

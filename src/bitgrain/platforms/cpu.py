@@ -39,6 +39,15 @@ def _flags() -> set[str]:
     return set()
 
 
+def _name() -> str:
+    """The processor's own name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), host.processor() or host.machine())
+
+
 def _cores() -> int:
     """Processors that this process may run on: affinity, cut by a cgroup's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -61,7 +70,7 @@ def _memory() -> int:
 def _probe() -> ProbeReport:
     flags = _flags()
     features = {name for flag, name in {**_X86_FLAGS, **_ARM_FLAGS}.items() if flag in flags}
-    return ProbeReport("cpu", "present", Platform("cpu", "cpu", frozenset({host.machine(), *features}), _cores(), _memory()))
+    return ProbeReport("cpu", "present", Platform("cpu", "cpu", frozenset({host.machine(), *features}), _cores(), _memory(), devices=(_name(),)))
 
 
 PLATFORM = PlatformProbe("cpu", "cpu", 0, _probe)

@@ -7,6 +7,7 @@ import pytest
 from bitgrain.cli.main import main
 from bitgrain.formats.registry import formats
 from bitgrain.kernels.registry import candidates, kernel_entries
+from bitgrain.platforms import probe
 from bitgrain.platforms.probe import default_platform
 from tests.checkpoints import LAYERS, small_llama
 
@@ -80,8 +81,35 @@ def test_explain_require_native_refuses_the_floor(llama, capsys):
     assert "--require native was asked for, and this is the reference floor" in error and "needed:" in error
 
 
+@pytest.fixture
+def unplanned(monkeypatch):
+    """What a command plans for is forgotten afterwards."""
+    monkeypatch.setattr(probe, "_planned", {})
+    monkeypatch.delenv("BITGRAIN_PLATFORM", raising=False)
+
+
+@pytest.mark.parametrize("asked, state, said", [("npu:910b", "planned", "planned for npu:910b (910b, "), ("cuda:sm100@host", "simulated", "on cuda:sm100 simulated on the host (")])
+def test_explain_says_what_it_plans_for(asked, state, said, llama, capsys, unplanned, monkeypatch):
+    report = answer(capsys, "explain", llama, "--platform", asked)
+    key, _, generation = asked.removesuffix("@host").partition(":")
+    assert (report["platform"], report["state"], report["generation"]) == (key, state, generation) and generation in report["features"]
+    assert main(["explain", llama, "--platform", asked]) == 0
+    assert said in capsys.readouterr().out
+    monkeypatch.setenv("BITGRAIN_PLATFORM", asked)
+    assert answer(capsys, "explain", llama) == report
+
+
+def test_kernel_of_another_platform_is_refused_with_every_platform(llama, capsys, unplanned):
+    name, places = next((k.name, p) for _, p, k in kernel_entries() if p not in ("cpu", "any"))
+    operation = next(o for o, _, k in kernel_entries() if k.name == name)
+    assert main(["explain", llama, "--platform", "cpu", "--kernel", f"{operation}={name}"]) == 1
+    error = capsys.readouterr().err
+    assert f"a kernel of {places}" in error and all(f"    {key}: " in error for key in probe.known_platforms())
+
+
 WRONG = {
-    "explain --platform toaster": "platform = 'toaster'",
+    "explain --platform cuda:sm30": "did you mean 'sm90'",
+    "explain --platform toaster": "platform 'toaster'",
     "explain --kernel linear=no.such": "no such kernel",
     "explain --kernel cooking=a.b": "no such operation",
     "explain --forbid no.such": "no such kernel or backend",

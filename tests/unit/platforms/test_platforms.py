@@ -21,7 +21,7 @@ def test_host_is_present_with_cores_and_memory():
 def test_every_known_platform_gives_one_of_four_answers():
     reports = probe_all()
     assert [r.key for r in reports] == known_platforms()
-    assert all(r.state == "present" or r.state == "absent" or r.state.startswith(("broken", "incompatible")) for r in reports)
+    assert all(r.state == "present" or r.state.startswith(("absent: ", "broken: ", "incompatible: ")) for r in reports)
 
 
 def test_device_that_no_platform_serves_is_refused():
@@ -31,7 +31,9 @@ def test_device_that_no_platform_serves_is_refused():
 
 def test_forced_platform_is_honoured_or_refused(monkeypatch):
     monkeypatch.setenv("BITGRAIN_PLATFORM", "cpu")
-    assert platform_of("anything").key == "cpu"
+    assert platform_of("cpu").key == "cpu"
+    with pytest.raises(RunError, match="BITGRAIN_PLATFORM=cpu"):
+        platform_of("anything")
     monkeypatch.setenv("BITGRAIN_PLATFORM", "abacus")
     with pytest.raises(BitgrainError, match="abacus"):
         default_platform()

@@ -87,7 +87,7 @@ def _attend_with_sinks(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | N
     Args:
         mask: bool [t, L], or None where every row sees all keys.
     """
-    dim = q.shape[2]
+    dim, size = q.shape[2], values.shape[2]
     root = torch.tensor(1 / scale, dtype=torch.float64)
     high = root.to(keys.dtype)
     low = (root - high.double()).to(keys.dtype)
@@ -101,7 +101,7 @@ def _attend_with_sinks(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | N
         wide.transpose(0, 1)[None], keys.transpose(0, 1)[None], values.transpose(0, 1)[None],
         attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != keys.shape[1],
     )  # fmt: skip
-    return out[0, ..., :dim].transpose(0, 1)
+    return out[0, ..., :size].transpose(0, 1)
 
 
 def visible(count: int, total: int, window: int | None, device: torch.device) -> Tensor:
