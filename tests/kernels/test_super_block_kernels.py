@@ -8,8 +8,8 @@ import torch
 from bitgrain.conformance.grid import int_affine
 from bitgrain.errors import BadValueError
 from bitgrain.kernels.base import Fidelity, LinearProblem
+from bitgrain.kernels.block_layouts import PLANES, SUPER_LAYOUTS, BlockLayout, BlockParts
 from bitgrain.kernels.cpu import block_packing, library
-from bitgrain.kernels.cpu.block_layouts import PLANES, SUPER_LAYOUTS, BlockLayout, BlockParts
 from bitgrain.kernels.cpu.super_block import SuperBlockInt8Linear, SuperBlockLinear
 from bitgrain.kernels.selection import Policy, select
 from bitgrain.numerics.super_blocks import decode_blocks, write_block_scales

@@ -110,7 +110,7 @@ def unpack_dense(stream: Tensor, bits: int, count: int) -> Tensor:
         for i in range(8 // bits):
             torch.bitwise_and(stream >> (bits * i), mask, out=lanes[:, :, i])
         return lanes.flatten(1)[:, :count].contiguous()
-    chunks = _pad_columns(stream, bits).reshape(stream.shape[0], -1, bits)
+    chunks = _pad_columns(stream, bits).unflatten(1, (-1, bits))
     block = torch.zeros(chunks.shape[:2], dtype=torch.int64, device=stream.device)
     for i in range(bits):
         block |= chunks[:, :, i].to(torch.int64) << (8 * i)

@@ -21,7 +21,7 @@ SCALE_TYPES = ("e8m0", "e4m3", "e5m3")
 LARGEST_EXPONENT = {"fp4_e0m3": 0, "fp4_e2m1": 2, "fp6_e2m3": 2, "fp6_e3m2": 4, "fp8_e4m3fn": 8, "fp8_e5m2": 15, "int8": 0}
 EXPONENT_RULES = ("floor", "ceil", "round", "even", "top")
 # Fraction bits below which "round" rounds a block's peak: those of E2M1 for every element but these.
-_ROUND_BITS = {"fp6_e2m3": 3, "fp6_e3m2": 2}
+ROUND_BITS = {"fp6_e2m3": 3, "fp6_e3m2": 2}
 
 
 @cache
@@ -60,7 +60,7 @@ def encode_block_scale(scale: Tensor, kind: str) -> Tensor:
         return (exponent.clamp(-127, 127) + 127).to(torch.uint8)
     table = _table(kind)[:128] if kind == "e4m3" else _table(kind)
     keys = table[torch.isfinite(table)].to(scale.device)
-    above = torch.searchsorted(keys, scale.float().clamp(0, float(keys[-1])).contiguous()).clamp(1, len(keys) - 1)
+    above = torch.searchsorted(keys, scale.float().clamp(0, largest_scale(kind)).contiguous()).clamp(1, len(keys) - 1)
     low, high = keys[above - 1].double(), keys[above].double()
     middle, value = (low + high) / 2, scale.double()
     # codes of equal spacing alternate between even and odd mantissas
@@ -93,7 +93,7 @@ def shared_exponent(peak: Tensor, element: str, rule: str) -> Tensor:
     else:
         step = 2.0 ** -(mantissa + 1)
         if rule == "round":
-            fraction = fraction + 2.0 ** -(_ROUND_BITS.get(element, 1) + 2)
+            fraction = fraction + 2.0 ** -(ROUND_BITS.get(element, 1) + 2)
         elif rule == "even":
             fraction = torch.round(fraction / step) * step
         # a power of two is its own ceiling

@@ -19,10 +19,10 @@ def walsh_hadamard(x: Tensor) -> Tensor:
     size = x.shape[-1]
     if size & (size - 1) or not size:
         raise LayoutError("walsh_hadamard", f"an axis of {size}", "a power of two", "give the base matrix of the remaining factor")
-    y, width = x.reshape(-1, size), 1
+    y, width = x.reshape(x.numel() // size, size), 1
     while width < size:
-        pairs = y.view(-1, size // (2 * width), 2, width)
-        y = torch.stack((pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]), dim=2).view(-1, size)
+        pairs = y.unflatten(1, (-1, 2, width))
+        y = torch.stack((pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]), dim=2).flatten(1)
         width *= 2
     return y.view(x.shape)
 
@@ -38,7 +38,7 @@ def hadamard_transform(x: Tensor, base: Tensor | None = None, transpose: bool = 
     m = base.shape[0]
     if x.shape[-1] % m:
         raise LayoutError("hadamard_transform", f"an axis of {x.shape[-1]} and a base of {m}", "a multiple of the base", "choose the base of the size")
-    y = walsh_hadamard(x.reshape(-1, m, x.shape[-1] // m))
+    y = walsh_hadamard(x.unflatten(-1, (m, -1)))
     matrix = base.to(y.device, y.dtype)
     return torch.matmul(matrix.t() if transpose else matrix, y).reshape(x.shape)
 

@@ -31,7 +31,7 @@ def decode_blocks(packed: Tensor, kind: str) -> Tensor:
     values = packed.new_empty(blocks.shape[0], layout.elements, dtype=torch.float32)
     for start in range(0, blocks.shape[0], BLOCKS_AT_ONCE):
         values[start : start + BLOCKS_AT_ONCE] = decode(blocks[start : start + BLOCKS_AT_ONCE])
-    return values.view(packed.shape[0], -1)
+    return values.view(packed.shape[0], packed.shape[1] // layout.nbytes * layout.elements)
 
 
 def block_scales(packed: Tensor, kind: str) -> Tensor:

@@ -133,6 +133,11 @@ class ActivationSpec:
             (codes, scale, zero): codes int8 [M, K] for integers, float32 [M, K] on the type's grid for floats;
             scale and zero float32, [1, 1], [M, 1] or [M, G]; x is about (codes - zero) * scale, outlier columns apart.
         """
+        if x.shape[0] == 0:
+            # no rows have no range: they are quantized as a row of zeros, and left out
+            codes, scale, zero = self.quantize(x.new_zeros(1, x.shape[1]))
+            whole = self.granularity == "tensor" or not self.dynamic
+            return codes[:0], scale if whole else scale[:0], zero if whole else zero[:0]
         values = x.float()
         ranged = values
         if self.outlier_threshold is not None:
@@ -156,7 +161,7 @@ class ActivationSpec:
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         """float32 [M, K]: x after quantization and back; x itself (as float32) when there is none."""
-        if self.is_none:
+        if self.is_none or x.shape[0] == 0:
             return x.float()
         codes, scale, zero = self.quantize(x)
         values = codes.float()
@@ -188,7 +193,8 @@ class ActivationSpec:
         if not self.dynamic:
             # values may be missing only while planning, never while running
             assert self.scale is not None, "a static activation scale was not loaded"
-            return torch.tensor([[self.scale]], device=grouped.device), torch.tensor([[float(self.zero)]], device=grouped.device)
+            # filled on the device: a copy from the host would wait for it at every call
+            return torch.full((1, 1), self.scale, device=grouped.device), torch.full((1, 1), float(self.zero), device=grouped.device)
         low, high = self._range(grouped)
         tiny = torch.finfo(torch.float32).eps
         if not self.symmetric:
@@ -248,7 +254,7 @@ class ActivationSpec:
         """The second scale, float32 without dimensions; 1 if there is none."""
         if self.second_scale == "static":
             assert self.second is not None, "a second activation scale was not loaded"
-            return torch.tensor(self.second, dtype=torch.float32, device=scale.device)
+            return torch.full((), self.second, dtype=torch.float32, device=scale.device)
         if self.second_scale == "dynamic":
             return (scale.amax() / largest_scale(self.scale_type)).clamp(min=torch.finfo(torch.float32).tiny)
         return torch.ones((), device=scale.device)

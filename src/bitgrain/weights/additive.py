@@ -114,7 +114,7 @@ class AdditiveCodebookWeight(Weight):
         h = self.block[0]
         at = torch.div(index, h, rounding_mode="floor")
         blocks = self._blocks(self.codes[at], self.scale[at])
-        return blocks[torch.arange(len(index), device=index.device), :, index % h].reshape(len(index), -1)
+        return blocks[torch.arange(len(index), device=index.device), :, index % h].flatten(1)
 
     def rows(self, start: int, stop: int) -> Self:
         check_range("rows of an AdditiveCodebookWeight", start, stop, self.shape[0])

@@ -97,4 +97,4 @@ class LatticeWeight(Weight):
 def _look_up(table: Tensor, codes: Tensor) -> Tensor:
     """float32 [N, 8 C] of codes [N, C]."""
     index = codes.reshape(-1).to(torch.int32) & (table.shape[0] - 1)
-    return table.to(codes.device).index_select(0, index).view(codes.shape[0], -1)
+    return table.to(codes.device).index_select(0, index).view(codes.shape[0], codes.shape[1] * table.shape[1])

@@ -150,7 +150,7 @@ class Hadamard(Transform):
     transpose: bool = False
 
     def apply(self, x: Tensor) -> Tensor:
-        blocks = x.float().reshape(*x.shape[:-1], -1, self.size)
+        blocks = x.float().unflatten(-1, (-1, self.size))
         return (hadamard_transform(blocks, self.base, self.transpose) * self.factor).reshape(x.shape).to(x.dtype)
 
     def fits(self, k: int) -> bool:
@@ -179,7 +179,7 @@ class Rotation(Transform):
     matrix: Tensor
 
     def apply(self, x: Tensor) -> Tensor:
-        blocks = x.to(self.matrix.dtype).reshape(*x.shape[:-1], -1, self.matrix.shape[0])
+        blocks = x.to(self.matrix.dtype).unflatten(-1, (-1, self.matrix.shape[0]))
         return torch.matmul(blocks, self.matrix).reshape(x.shape).to(x.dtype)
 
     def fits(self, k: int) -> bool:

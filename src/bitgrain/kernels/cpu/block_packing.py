@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitgrain.kernels.cpu.block_layouts import (
+from bitgrain.kernels.block_layouts import (
     ADDED_MINIMUM,
     CODE_1,
     E8M0_SUB,

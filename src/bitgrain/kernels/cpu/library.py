@@ -1,6 +1,7 @@
 """The native library: found, checked and loaded on first use.  Absent, broken and present are three answers.
 
-BITGRAIN_CPU_ISA chooses the instruction set (a name of SETS) instead of the best that the machine has.
+BITGRAIN_CPU_ISA chooses the instruction set (a name of SETS) instead of the best that the machine has; BITGRAIN_CPU_LIBRARY another
+file, such as one that was built with sanitizers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from bitgrain.settings import variable
 
 ABI_VERSION = 5
 SETS = {"portable": 1, "avx2": 2, "avx512": 4, "avx512bf16": 8, "amx": 16}
-FILE = Path(__file__).with_name("libbitgrain_cpu.so")
+FILE = Path(variable("BITGRAIN_CPU_LIBRARY") or Path(__file__).with_name("libbitgrain_cpu.so"))
 
 POINTER, I32, I64, F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 SIGNATURES = {

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from bitgrain.errors import BadValueError
+from bitgrain.kernels import block_layouts
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
-from bitgrain.kernels.cpu import block_layouts, block_packing
+from bitgrain.kernels.cpu import block_packing
 from bitgrain.kernels.cpu.library import instruction_set
 from bitgrain.kernels.cpu.native_kernel import NativeKernel
 from bitgrain.weights import ActivationSpec, BlockFloatWeight, Weight

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from bitgrain.kernels.base import ExpertsProblem, Fidelity, Join, Prepared, PreparedExpert, PreparedExperts, Refusal
-from bitgrain.kernels.triton.availability import PROOF, missing, version
-from bitgrain.kernels.triton.packed import fidelity_of, input_problem, pack, quantized, weight_problem
+from bitgrain.kernels.triton.availability import PROOF, missing, state_of, version
+from bitgrain.kernels.triton.packed import Layout, fidelity_of, input_problem, pack, quantized, weight_problem, with_segments, with_zeros
+from bitgrain.platforms.probe import target
 from bitgrain.weights import ActivationSpec, Weight
 
 # Rows of a tile: a little more than the rows that an expert gets on average, within these.
@@ -26,27 +27,32 @@ class TritonExperts:
     rank = 40
     proof = PROOF
 
-    @property
-    def build(self) -> str:
-        """What a remembered self-test depends on besides the kernel's name."""
-        return version()
-
-    def state(self) -> str:
-        """ "available (version; proof)", or why not."""
-        return missing() or f"available (triton {version()}; {PROOF})"
-
     def __init__(self, platform: str) -> None:
         self.platform = platform
 
+    @property
+    def build(self) -> str:
+        """What a remembered self-test depends on besides the kernel's name."""
+        return f"{version()} {self.platform} {' '.join(sorted(self._features))}"
+
+    def state(self) -> str:
+        """ "available (version; proof)", or why not."""
+        return state_of(self.platform)
+
+    @property
+    def _features(self) -> frozenset[str]:
+        return target(self.platform).features
+
     def fidelity(self, problem: ExpertsProblem) -> Fidelity:
-        found = {fidelity_of(linear) for linear in problem.linears}
+        found = {fidelity_of(linear, self._features) for linear in problem.linears}
         return next(f for f in (Fidelity.EMULATED, Fidelity.NATIVE, Fidelity.EXACT) if f in found)
 
     def refusal(self, problem: ExpertsProblem) -> Refusal | None:
-        why = missing()
+        why = ""
         for what, linear in zip(("gate and up", "down"), problem.linears, strict=True):
-            problem_here = weight_problem(linear.weight) or input_problem(linear)
+            problem_here = weight_problem(linear.weight) or input_problem(linear, self._features) or _not_of_rows(linear.activation)
             why = why or (f"{what}: {problem_here}" if problem_here else "")
+        why = why or missing(self.platform)
         return Refusal(why) if why else None
 
     def prepare(
@@ -58,7 +64,7 @@ class TritonExperts:
         gate_up_bias: Tensor | None,
         down_bias: Tensor | None,
     ) -> PreparedExpert:
-        return PreparedExpert(pack(gate_up, gate_up_activation), pack(down, down_activation), gate_up_bias, down_bias)
+        return PreparedExpert(pack(gate_up, gate_up_activation, self._features), pack(down, down_activation, self._features), gate_up_bias, down_bias)
 
     def assemble(self, experts: Sequence[PreparedExpert], join: Join) -> PreparedExperts:
         meta = {
@@ -80,19 +86,30 @@ class TritonExperts:
         return add_up(parts.view(*chosen.shape, -1), weight, chosen)
 
 
+def _not_of_rows(activation: ActivationSpec) -> str:
+    """Why an input cannot be quantized before its rows are sorted, each row by itself; empty when it can."""
+    if activation.is_none:
+        return ""
+    if activation.dynamic and (activation.granularity == "tensor" or activation.second_scale == "dynamic"):
+        return "takes ranges of activations of a token or a group, or stored ones: that of the whole input is one of the rows of each expert"
+    return "takes stored zero points of 0" if not activation.dynamic and not activation.symmetric else ""
+
+
 class _Product:
     """One of the two matrices of every expert, as a table of addresses."""
 
     def __init__(self, experts: Sequence[Prepared], biases: Sequence[Tensor | None]) -> None:
+        from bitgrain.kernels.triton.grouped_gemm import COLUMNS
+
+        experts, self.layout = _alike(experts)
         first = experts[0]
-        self.shape, self.activation, self.meta = first.shape, first.activation, first.meta
-        # experts of one problem differ in their zero points' type at most where some are out of the range of 16 bits
-        self.zeros = _alike([e.tensors.get("zero") for e in experts])
-        columns = zip([e.tensors["codes"] for e in experts], [e.tensors["scale"] for e in experts], self.zeros, biases, strict=True)
-        addresses = [[0 if tensor is None else tensor.data_ptr() for tensor in row] for row in columns]
-        self.table = torch.tensor(addresses, dtype=torch.int64, device=first.tensors["codes"].device)
-        self.scales = first.tensors["scale"]
+        self.shape, self.activation = first.shape, first.activation
+        self.scale, self.zero = first.tensors["scale"], first.tensors.get("zero")
         self.biased = biases[0] is not None
+        rows = [e.tensors if bias is None else {**e.tensors, "bias": bias} for e, bias in zip(experts, biases, strict=True)]
+        addresses = [[row[name].data_ptr() if name in row else 0 for name in COLUMNS] for row in rows]
+        self.table = torch.tensor(addresses, dtype=torch.int64, device=first.tensors["codes"].device)
+        self.held = rows  # what the addresses point to
         self.stored = None
         if not first.activation.is_none and not first.activation.dynamic:
             self.stored = torch.tensor([e.activation.scale for e in experts], dtype=torch.float32, device=self.table.device)
@@ -101,33 +118,27 @@ class _Product:
         """[R, N] of x's dtype: row r is x[r // per_row] times the matrix of its expert; rows without an expert are not written."""
         from bitgrain.kernels.triton.grouped_gemm import launch
 
-        n, k = self.shape
-        out = torch.zeros(expert_of_row.shape[0], n, dtype=x.dtype, device=x.device)
+        out = torch.zeros(expert_of_row.shape[0], self.shape[0], dtype=x.dtype, device=x.device)
         stored = None
         if self.stored is not None:  # each expert quantizes its input with a scale of its own: one row per choice
             stored = self.stored[expert_of_row.clamp(min=0)][:, None]
             x, per_row = x.repeat_interleave(per_row, 0), 1
-        values, scale = quantized(self.activation, x.contiguous(), stored, self.meta["integer"])
-        w_group = self.meta["group"]
-        a_group = self.activation.group_size if self.activation.granularity == "group" else k
-        sizes = {
-            "n": n, "k": k, "piece": min(w_group, a_group, k), "w_group": w_group, "w_rows": self.meta["rows"], "w_groups": self.scales.shape[1],
-            "a_group": a_group, "a_groups": 1 if scale is None else scale.shape[1], "row_div": per_row, "experts": len(self.table),
-        }  # fmt: skip
-        zero = self.zeros[0]
-        flags = {
-            "SCALE": str(self.scales.dtype).removeprefix("torch."), "ZERO": 0 if zero is None else (2 if zero.is_floating_point() else 1), "BIAS": self.biased,
-            "KIND": self.meta["kind"], "MIDDLE": self.meta["middle"], "INTEGER": self.meta["integer"],
-        }  # fmt: skip
-        launch(values.contiguous(), scale, out, self.table, rows, tile_expert, sizes, flags, block)
+        values, scale, zero = quantized(self.layout, self.activation, x.contiguous(), stored)
+        launch(values, scale, zero, out, self.table, rows, tile_expert, self.layout, self.scale, self.zero, self.biased, per_row, block)
         return out
 
 
-def _alike(zeros: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Zero points of one type: float32 where any is."""
-    if all(z is None or z.dtype == torch.int16 for z in zeros):
-        return list(zeros)
-    return [None if z is None else z.float() for z in zeros]
+def _alike(experts: Sequence[Prepared]) -> tuple[list[Prepared], Layout]:
+    """The experts with one layout.
+
+    Those of one problem may differ in what their zero points need, and in the longest group of act-order.
+    """
+    layouts = [e.meta["layout"] for e in experts]
+    if len(set(layouts)) == 1:
+        return list(experts), layouts[0]
+    segment = max(layout.slots.segment for layout in layouts)
+    changed = [with_segments(with_zeros(expert), segment) for expert in experts]
+    return changed, changed[0].meta["layout"]
 
 
 def sort_rows(chosen: Tensor, count: int) -> tuple[Tensor, Tensor, int]:
@@ -143,7 +154,8 @@ def sort_rows(chosen: Tensor, count: int) -> tuple[Tensor, Tensor, int]:
     average = flat.numel() / count
     block = min(LARGEST_TILE, max(SMALLEST_TILE, 1 << max(0, int(average) - 1).bit_length()))
     order = torch.argsort(flat, stable=True)
-    counts = torch.bincount(flat, minlength=count + 1)
+    # counted without asking the device for the largest number
+    counts = torch.zeros(count + 1, dtype=torch.int64, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
     tiles_of = (counts + block - 1).div(block, rounding_mode="floor")
     ends = torch.cumsum(tiles_of, 0)
     tiles = min(flat.numel(), count + 1) + flat.numel() // block  # the most that there can be
