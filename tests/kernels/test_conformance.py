@@ -1,58 +1,57 @@
-"""Every registered kernel over its declared domain against the definition in float64, on every instruction set of this machine."""
+"""The conformance suite over every registered kernel: on this machine all of it, on every instruction set; of simulated devices a part."""
 
 import pytest
 import torch
 
-from bitgrain.conformance.grid import ACTIVATIONS, BLOCKED, DTYPES, WEIGHTS, shapes_of
-from bitgrain.conformance.tolerances import allowed
-from bitgrain.kernels.base import EmbeddingProblem, Fidelity, LinearProblem
+from bitgrain.conformance.cases import Depth, cases, experts_problem, thinned
+from bitgrain.conformance.checks import check
+from bitgrain.conformance.grid import ACTIVATIONS, BLOCKED, WEIGHTS
+from bitgrain.conformance.suite import OPERATIONS, run_kernel
+from bitgrain.kernels.base import Fidelity, LinearProblem
 from bitgrain.kernels.cpu import library
-from bitgrain.kernels.registry import kernel_entries
+from bitgrain.kernels.registry import candidates, kernel_entries, operations
+from bitgrain.kernels.samples import sample_experts, sample_routing
+from bitgrain.platforms.probe import generations, plan_for, present, probe
 from bitgrain.weights import NO_ACTIVATION
-from bitgrain.weights.synthetic import sample_weight
 
-LINEAR = [kernel for operation, _, kernel in kernel_entries() if operation == "linear"]
 SETS = library.available_sets()
+HERE = [(o, kernel) for o in operations() for kernel in candidates(o, "cpu")]
+# experts are two linears, which their own cases hold to the definition: of the floor, one case of each weight
+DEPTHS = {"reference.experts": Depth.SLICE}
+# of a kernel that runs in an interpreter, or on models of operators
+MOST = 8
 
 
-def describe(spec):
-    return spec.describe().replace(" ", "-")
+def simulated():
+    """(platform, operation, kernel) of each class of kernels once, on the first of the platforms that it is registered for."""
+    seen, found = set(), []
+    for key in ("cuda", "npu", "xpu", "hip"):
+        for operation, platform, kernel in kernel_entries():
+            if platform == key and (operation, type(kernel)) not in seen:
+                seen.add((operation, type(kernel)))
+                found.append((key, operation, kernel))
+    return found
 
 
-def cases(kernel):
-    """Problems of the grid that the kernel does not refuse, with their weight and activation."""
-    for weight in [*WEIGHTS, *BLOCKED]:
-        for activation in ACTIVATIONS:
-            for dtype in DTYPES:
-                for m, n, k in shapes_of(weight):
-                    problem = LinearProblem(weight, activation.without_values(), n, k, dtype)
-                    if kernel.refusal(problem) is None:
-                        yield problem, activation, m
+def name_of(value):
+    return value.name if hasattr(value, "rank") else str(value)
 
 
-def check(kernel, problem, activation, m):
-    weight = sample_weight(problem.weight, problem.n, problem.k)
-    dtype = getattr(torch, problem.dtype)
-    generator = torch.Generator().manual_seed(m)
-    x = torch.randn(m, problem.k, generator=generator).to(dtype)
-    bias = torch.randn(problem.n, generator=generator).to(dtype) if m != 3 else None
-    got = kernel.apply(x, kernel.prepare(weight, activation), bias)
-    assert got.dtype == dtype and tuple(got.shape) == (m, problem.n)
-    want = activation.fake_quantize(x).double() @ weight.dequantize().double().T
-    want = want if bias is None else want + bias.double()
-    worst = ((got.double() - want).abs() / want.abs().amax(1, keepdim=True)).max().item()
-    assert worst <= allowed(problem.dtype, kernel.fidelity(problem).value), f"{problem.describe()}, M = {m}: {worst:.2g}"
+def assert_conforms(result):
+    print(f"{result.operation} {result.kernel}: {result.cases} cases, {result.refused} refused, worst {result.error:.2g} of what is allowed, {result.seconds:.1f} s")
+    assert not result.failed, "\n".join(result.failures)
+    if result.cases == 0:
+        pytest.skip(f"{result.kernel} {result.note}")
 
 
-@pytest.mark.parametrize("kernel", LINEAR, ids=lambda k: k.name)
-def test_kernel_agrees_with_the_definition_over_its_domain(kernel):
-    count = 0
-    for problem, activation, m in cases(kernel):
-        check(kernel, problem, activation, m)
-        count += 1
-    if count == 0:
-        reasons = {kernel.refusal(LinearProblem(w, a.without_values(), 64, 128, "float32")).reason for w in WEIGHTS for a in ACTIVATIONS}
-        pytest.skip(f"{kernel.name} refuses everything here: {'; '.join(sorted(reasons)[:3])}")
+def test_every_operation_has_a_definition():
+    assert set(operations()) <= set(OPERATIONS)
+    assert all(any(True for _ in cases(operation, "cpu")) for operation in OPERATIONS)
+
+
+@pytest.mark.parametrize(("operation", "kernel"), HERE, ids=name_of)
+def test_kernel_agrees_with_the_definition_over_its_domain(operation, kernel):
+    assert_conforms(run_kernel(operation, kernel, probe("cpu").platform, DEPTHS.get(kernel.name, Depth.FULL)))
 
 
 @pytest.fixture
@@ -65,37 +64,54 @@ def instruction_set(request):
 
 @pytest.mark.skipif(not SETS, reason=library.missing() or "no instruction set")
 @pytest.mark.parametrize("instruction_set", [s for s in SETS if s != library.instruction_set()], indirect=True)
-@pytest.mark.parametrize("kernel", [k for k in LINEAR if hasattr(k, "build")], ids=lambda k: k.name)
-def test_other_instruction_sets_agree_as_well(kernel, instruction_set):
+@pytest.mark.parametrize(("operation", "kernel"), [(o, k) for o, k in HERE if k.name.startswith("cpu.") and o != "embedding"], ids=name_of)
+def test_other_instruction_sets_agree_as_well(operation, kernel, instruction_set):
     assert library.instruction_set() == instruction_set
+    if operation == "experts":
+        return assert_conforms(run_kernel(operation, kernel, probe("cpu").platform, Depth.SLICE))
     # emulated activations change the input only, before any instruction set is involved; test_row_tiles runs one of each
-    inner = [c for c in cases(kernel) if c[0].dtype != "float16" and kernel.fidelity(c[0]) is not Fidelity.EMULATED]
-    checked = [check(kernel, *case) for case in inner]
-    assert checked
+    accepted = [c for c in cases(operation, "cpu") if kernel.refusal(c.problem) is None]
+    inner = [c for c in thinned(accepted, Depth.FULL) if c.problem.dtype != "float16" and kernel.fidelity(c.problem) is not Fidelity.EMULATED]
+    wrong = [f"{case.describe()}: {outcome.problem}" for case in inner if (outcome := check(kernel, case, "cpu")).problem]
+    assert inner and not wrong, "\n".join(wrong[:5])
 
 
-def test_floor_refuses_nothing():
-    floor = next(k for k in LINEAR if k.name == "reference.linear")
-    for weight in WEIGHTS:
+@pytest.mark.parametrize(("platform", "operation", "kernel"), simulated(), ids=name_of)
+def test_kernel_of_a_simulated_device_agrees_with_the_definition(platform, operation, kernel):
+    try:
+        result = run_kernel(operation, kernel, present(f"{platform}@host"), Depth.SLICE, most=MOST)
+        # what a device lacks, one of another generation may have
+        for generation in generations(platform):
+            if result.cases == 0:
+                result = run_kernel(operation, kernel, present(f"{platform}:{generation}@host"), Depth.SLICE, most=MOST)
+        assert_conforms(result)
+    finally:
+        plan_for(platform)
+
+
+def test_floor_refuses_nothing_and_says_when_it_emulates():
+    linear, experts = (next(k for o, k in HERE if k.name == name) for name in ("reference.linear", "reference.experts"))
+    for weight in [*WEIGHTS, *BLOCKED]:
         for activation in ACTIVATIONS:
+            expected = Fidelity.EXACT if activation.is_none else Fidelity.EMULATED
             problem = LinearProblem(weight, activation.without_values(), 8, 128, "bfloat16")
-            assert floor.refusal(problem) is None
-            assert floor.fidelity(problem) is (Fidelity.EXACT if activation.is_none else Fidelity.EMULATED)
+            assert linear.refusal(problem) is None and linear.fidelity(problem) is expected
+            problem = experts_problem(weight, activation, (128, 64))
+            assert experts.refusal(problem) is None and experts.fidelity(problem) is expected
+    assert experts.fidelity(experts_problem(WEIGHTS[0], NO_ACTIVATION, (128, 64), down_activation=ACTIVATIONS[1])) is Fidelity.EMULATED
 
 
-EMBEDDING = [kernel for operation, _, kernel in kernel_entries() if operation == "embedding"]
-
-
-@pytest.mark.parametrize("kernel", EMBEDDING, ids=lambda k: k.name)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_embedding_rows_equal_the_definition(kernel, dtype):
-    index = torch.tensor([3, 0, 36, 3])
-    taken = 0
-    for spec in [*WEIGHTS, *BLOCKED]:
-        _, n, k = shapes_of(spec)[1]
-        if kernel.refusal(EmbeddingProblem(spec, n, k, dtype)) is None:
-            weight = sample_weight(spec, n, k)
-            rows = kernel.apply(index, kernel.prepare(weight, NO_ACTIVATION), getattr(torch, dtype))
-            assert torch.equal(rows, weight.dequantize()[index].to(getattr(torch, dtype)))
-            taken += 1
-    assert taken >= 3
+@pytest.mark.parametrize("kernel", [k for o, k in HERE if o == "experts"], ids=name_of)
+def test_places_without_an_expert_add_nothing(kernel):
+    problem = next(c.problem for c in cases("experts", "cpu") if c.problem.gate_up_activation.is_none and kernel.refusal(c.problem) is None)
+    dtype = getattr(torch, problem.dtype)
+    prepared = sample_experts(kernel, problem)
+    x = torch.randn(4, problem.hidden, generator=torch.Generator().manual_seed(2)).to(dtype)
+    weight, chosen = sample_routing(4, problem.count, 2)
+    chosen[1, 0], chosen[2] = -1, -1
+    got = kernel.apply(x, weight.to(dtype), chosen, prepared)
+    assert not got[2].any() and got[[0, 1, 3]].any(1).all()
+    only = kernel.apply(x[1:2], weight[1:2, 1:].to(dtype), chosen[1:2, 1:], prepared)
+    assert torch.allclose(got[1:2], only, rtol=0, atol=1e-6) if kernel.rank == 0 else torch.equal(got[1:2], only)  # torch's sums depend on the number of rows
+    wide = kernel.apply(x, weight, chosen, prepared)  # float32 weights of a 16-bit x
+    assert wide.dtype == dtype and torch.allclose(wide, got, rtol=0.02, atol=0.02)

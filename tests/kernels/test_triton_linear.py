@@ -20,7 +20,7 @@ from bitgrain.kernels.registry import candidates, kernel_entries
 from bitgrain.kernels.triton import availability, tuning
 from bitgrain.kernels.triton.experts import sort_rows
 from bitgrain.kernels.triton.linear import TritonLinear
-from bitgrain.kernels.triton.packed import FLOATS, FP8, INT8
+from bitgrain.kernels.triton.packed import FLOATS, FP8, INT8, quantized
 from bitgrain.kernels.triton.units import columns_of, deal, lay_out, pack_units, unpack_units
 from bitgrain.numerics.bitpack import PLANES
 from bitgrain.platforms.base import Platform
@@ -53,7 +53,7 @@ CASES = {
     "w8a8-token": (SM90, int_affine(8, "channel"), INT8_TOKEN, (17, 80, 264), "float32", INT8),
     "w8a8-tensor-dynamic": (SM90, int_affine(8, "channel", zero="integer"), ActivationSpec("int8", "tensor"), (3, 37, 100), "float32", INT8),
     "w8a8-asym-both": (SM90, int_affine(8, "group", 32, "integer"), INT8_ASYM, (3, 37, 100), "float32", INT8),
-    "w8a8-static-asym": (SM90, int_affine(8, "channel"), INT8_STATIC, (5, 37, 100), "bfloat16", INT8),
+    "w8a8-static-asym": (SM90, int_affine(8, "channel"), INT8_STATIC, (5, 37, 300), "bfloat16", INT8),
     "w4a8-act-order-asym": (SM90, int_affine(4, "group", 32, "integer", index=True), INT8_ASYM, (3, 24, 96), "float32", INT8),
     "w4a8-groups": (SM90, int_affine(4, "group", 64), ActivationSpec("int8", "group", group_size=32, symmetric=False), (3, 24, 130), "float32", INT8),
     "w4a4": (SM90, int_affine(4, "channel"), ActivationSpec("int4", "token", top=7.0, clipped=True, clip=0.9), (3, 24, 70), "float16", INT8),
@@ -113,7 +113,6 @@ def test_a_row_has_the_same_bits_alone_among_few_and_among_many(spec, activation
 
 def _launched(prepared, x, activation, tiles, cores):
     from bitgrain.kernels.triton.linear_kernel import launch
-    from bitgrain.kernels.triton.packed import quantized
 
     out = torch.empty(x.shape[0], prepared.shape[0])
     launch(*quantized(prepared.meta["layout"], activation, x), prepared.tensors, prepared.meta["layout"], None, out, tiles, cores)
@@ -215,6 +214,10 @@ def test_every_finite_e4m3_value_is_multiplied_as_it_is(kernel):
     one = torch.eye(len(every)) * 448  # one row per column, which its own scale maps to the largest value
     prepared = kernel.prepare(weight, FP8_TOKEN)
     assert prepared.meta["layout"].dot == FP8
+    if kernel is GFX942:  # the byte of -0 is a NaN on such a device, which the interpreter does not know
+        assert not (prepared.tensors["codes"] == 0x80).any()
+        values, _, _ = quantized(prepared.meta["layout"], FP8_TOKEN, torch.tensor([[-0.0, 1.0, -1.0]]).expand(1, 3))
+        assert values.tolist()[0][0] == 0 and not (values == 0x80).any()
     rows = slice(0, None, 7)
     assert torch.equal(kernel.apply(one[rows], prepared, None)[:, 0], weight.dequantize()[0, rows] * 448)
 

@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Protocol
 
 import bitgrain
-from bitgrain.errors import BitgrainError
+from bitgrain.errors import BitgrainError, MissingDependencyError
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("bitgrain.cli.explain", "which kernel each module gets, and why not the others"),
     "doctor": ("bitgrain.cli.doctor", "this machine in one block: platforms, features, kernels"),
     "formats": ("bitgrain.cli.formats", "the support matrix"),
+    "conformance": ("bitgrain.cli.conformance", "a backend's acceptance test: its kernels against the definition"),
 }
 
 
@@ -57,12 +58,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BitgrainError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except (ImportError, OSError, RuntimeError) as error:
+        if not _while_importing_torch(error):
+            raise
+        why = f"{type(error).__name__}: {error}" + (f" ({type(error.__cause__).__name__}: {error.__cause__})" if error.__cause__ else "")
+        refused = MissingDependencyError("torch", f"importing it failed: {why}", "a torch that can be imported", "mend or uninstall the package that the reason names")
+        print(f"MissingDependencyError: {refused}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         # the reader of our output has left (`| head`); a second failure at exit would print a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _while_importing_torch(error: BaseException) -> bool:
+    """Whether it was raised inside torch's own import, which loads the packages of further devices."""
+    frames, step = [], error.__traceback__
+    while step is not None:
+        frames.append(step.tb_frame)
+        step = step.tb_next
+    return any(frame.f_globals.get("__name__") == "torch" and frame.f_code.co_name == "<module>" for frame in frames)
 
 
 def _run(name: str, words: list[str]) -> int:

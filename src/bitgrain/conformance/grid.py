@@ -29,6 +29,7 @@ WEIGHTS = [
     *(int_affine(bits, "group", 32, "integer", index=True) for bits in (4, 8)),
     int_affine(4, "group", 12, "integer"),  # groups that no vector width divides
     int_affine(4, "group", 128, scale="float32"),
+    *(int_affine(4, "group", 128, zero) for zero in ("constant", "integer")),
     *(float8(e, g, b) for e in ("fp8_e4m3fn", "fp8_e5m2") for g, b in (("tensor", (0, 0)), ("channel", (0, 0)), ("block", (128, 128)), ("block", (16, 24)))),
     float8("fp8_e4m3fnuz", "channel"),
     *(block_float_spec(element, 32, "e8m0") for element in ELEMENT_BITS),
@@ -62,18 +63,23 @@ ACTIVATIONS = [
     ActivationSpec("int8", "token", top=127.0),
     ActivationSpec("int8", "token", symmetric=False),
     ActivationSpec("int8", "tensor"),
+    ActivationSpec("int8", "tensor", dynamic=False, scale=0.03),
     ActivationSpec("int8", "tensor", symmetric=False, dynamic=False, scale=0.031, zero=-7),
     ActivationSpec("fp8_e4m3fn", "token"),
     ActivationSpec("fp8_e4m3fn", "group", group_size=32),
     ActivationSpec("fp8_e4m3fn", "tensor", dynamic=False, scale=0.01),
+    ActivationSpec("int4", "token", top=7.0),
     ActivationSpec("int4", "token", top=7.0, clipped=True, clip=0.9),
     ActivationSpec("int8", "token", top=127.0, outlier_threshold=2.0),
+    ActivationSpec("fp8_e4m3fn", "group", 32, scale_type="e8m0", exponent_rule="floor"),
     ActivationSpec("fp4_e2m1", "group", 32, scale_type="e8m0", exponent_rule="floor"),
     ActivationSpec("fp4_e2m1", "group", 16, scale_type="e4m3", second_scale="static", second=0.002),
 ]
 DTYPES = ["float32", "bfloat16", "float16"]
 # (M, N, K): one row, few rows, a full tile and a tail; sizes that are and are not multiples of panels, units and groups
 SHAPES = [(1, 64, 128), (3, 37, 100), (17, 80, 264)]
+# of kernels that take none of these: multiples of what vendors' tiles ask for
+LARGE = (5, 256, 512)
 
 
 def shapes_of(spec: WeightSpec) -> list[tuple[int, int, int]]:
@@ -85,3 +91,22 @@ def shapes_of(spec: WeightSpec) -> list[tuple[int, int, int]]:
 def steps_of(spec: WeightSpec) -> tuple[int, int]:
     """What N and K are multiples of in weights of a spec."""
     return {"super_block": (1, spec.group_size), "lattice": (1, 8), "trellis": (16, 16), "additive": (2, 8)}.get(spec.kind, (1, 1))
+
+
+# Experts: (M, per token, hidden, size): one token, few tokens with ragged sizes, many tokens
+EXPERT_SHAPES = [(1, 2, 128, 64), (5, 3, 100, 36), (40, 2, 136, 72)]
+LARGE_EXPERTS = (5, 2, 256, 256)
+EXPERT_COUNT = 5
+JOINS = ["silu", "clamped(1.702, 7)", "gelu_new"]
+# (entries per block, order of the base): powers of two below, at and above a vector; bases times powers of two
+HADAMARDS = [(1, 1), (2, 1), (4, 1), (8, 1), (64, 1), (128, 1), (4096, 1), (12, 12), (24, 12), (48, 12), (96, 12), (20 * 16, 20), (28 * 64, 28), (172 * 4, 172)]
+# (rows, blocks)
+HADAMARD_ROWS = [(1, 1), (5, 3), (64, 1), (0, 1)]
+NORMS = [(1, 64), (3, 255), (2, 2048), (130, 1000), (0, 16)]
+# (tokens, heads, entries of a head, entries that turn)
+ROTARIES = [(1, 1, 64, 64), (7, 5, 128, 32), (7, 3, 6, 6), (3, 2, 576, 64), (0, 2, 64, 64)]
+GATES = ["silu", "gelu", "gelu_new", "relu", "clamped(1.702, 7)"]
+# (M, K)
+GATE_SHAPES = [(1, 64), (5, 1201), (0, 16)]
+# (tokens asked, tokens in the cache, heads, groups, entries of a head, entries of a value)
+ATTENTIONS = [(1, 1, 4, 4, 16, 16), (1, 37, 8, 2, 64, 64), (3, 40, 6, 3, 24, 24), (8, 300, 4, 1, 96, 96), (2, 20, 4, 2, 48, 32), (33, 33, 4, 2, 32, 32), (17, 50, 2, 2, 64, 64)]

@@ -23,9 +23,27 @@ def allowed(dtype: str, fidelity: str) -> float:
     return TOLERANCES[dtype, fidelity][0]
 
 
+# between the two largest codes of a type, relative to the largest
+CODE_STEPS = {
+    "none": 0.0, "int8": 1 / 127, "int4": 1 / 7, "fp4_e2m1": 1 / 3, "fp4_e0m3": 1 / 7,
+    "fp6_e2m3": 1 / 15, "fp6_e3m2": 1 / 7, "fp8_e4m3fn": 1 / 14, "fp8_e4m3fnuz": 1 / 15, "fp8_e5m2": 1 / 7,
+}  # fmt: skip
+
+
 def allowed_of_experts(problem: ExpertsProblem, fidelity: str) -> tuple[float, float]:
     """Of experts, relative to the largest of the row's terms: (as two products, a join and a sum that round; with a value rounded
     the other way between the products, which moves an input of the second one by a step of its type)."""
-    steps = {"none": 0.0, "int8": 1 / 127, "fp8_e4m3fn": 1 / 16, "int4": 1 / 7, "fp4_e2m1": 1 / 3}[problem.down_activation.element]
     own = 4 * allowed(problem.dtype, fidelity)
-    return own, own + steps
+    return own, own + CODE_STEPS[problem.down_activation.element]
+
+
+# Hadamard transforms, relative to the largest output of a row: float32 sums of up to a few thousand entries, then one rounding
+HADAMARD = {"float32": 2e-6, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+# Steps between products, of 1 + |value|: as many roundings to the dtype as torch's own operations take
+STEP = {"float32": 1e-6, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+STEP_FACTORS = {
+    "norm": 2,  # the sum of squares in another order may round the quotient the other way, then a product rounds
+    "rotary": 2,  # two products and a sum
+    "gate": 4,  # each operation of the activation function rounds
+    "attention": 4,  # scores in 16 bits are rounded before the softmax
+}
