@@ -7,8 +7,9 @@ arithmetic" is multiplications and additions over time against the rate of fused
 instruction set in use, taken likewise.  Tokens choose experts at random, anew in each call, and one layer is larger than the
 caches.  Calls of the ways that are compared alternate; times are medians, and minima in brackets.
 
-Compared: a linear kernel per matrix and expert; and llama.cpp's gathered products, where BITGRAIN_GGML names its shared library
-libggml-cpu.so (Q4_0: 4.5 bits per weight, activations rounded to 8 bits).
+Compared: a linear kernel per matrix and expert; llama.cpp's gathered products, where BITGRAIN_GGML names its shared library
+libggml-cpu.so (Q4_0: 4.5 bits per weight, activations rounded to 8 bits); and, where zentorch is installed, the product that vLLM
+gives experts on such a machine (bf16, and W8A8 as its weights are).  vLLM 0.32 has four-bit experts for AMX machines only.
 """
 
 from __future__ import annotations
@@ -183,6 +184,28 @@ class GgmlExperts:
         return {"way": "llama.cpp Q4_0", "tokens": tokens, "us": round(statistics.median(times[2:]) * 1e6), "best_us": round(min(times[2:]) * 1e6)}
 
 
+def zentorch_experts(tokens: int, repeats: int, count: int, quantized: bool) -> dict[str, object] | None:
+    """The product of experts that vLLM 0.32 calls where zentorch is installed (vllm/model_executor/layers/fused_moe/experts/cpu_moe.py)."""
+    try:
+        import zentorch  # noqa: F401
+    except ImportError:
+        return None
+    shapes = ((count, 2 * SIZE, HIDDEN), (count, HIDDEN, SIZE))
+    scales: tuple[Tensor, ...] = ()
+    if quantized:
+        matrices = [torch.randint(-127, 128, shape, dtype=torch.int8) for shape in shapes]
+        scales = tuple(torch.full(shape[:2], 1e-3) for shape in shapes)
+    else:
+        matrices = [torch.full(shape, 0.01, dtype=torch.bfloat16) for shape in shapes]
+    x, times = torch.randn(tokens, HIDDEN).bfloat16(), []
+    out = torch.empty_like(x)
+    for turn in range(repeats + 2):
+        weight, chosen = routing(tokens, count, turn)
+        given = (out, x, *matrices, None, None, weight.float(), chosen.to(torch.int32), False, "silu", *scales)
+        times.append(seconds(lambda given=given: torch.ops.zentorch.zentorch_fused_moe(*given)))
+    return {"way": f"vLLM (zentorch) {'w8a8' if quantized else 'bf16'}", "tokens": tokens, "us": round(statistics.median(times[2:]) * 1e6), "best_us": round(min(times[2:]) * 1e6)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=["int4"])
@@ -198,7 +221,8 @@ def main() -> None:
         layer = Layer(name, args.experts)
         results += [measure(name, layer, tokens, args.repeats, limits) for tokens in args.tokens]
         del layer
-    others = [found for tokens in args.tokens if (found := llama_experts(tokens, args.repeats, args.experts)) is not None]
+    peers = [llama_experts, lambda *a: zentorch_experts(*a, quantized=True), lambda *a: zentorch_experts(*a, quantized=False)]
+    others = [found for peer in peers for tokens in args.tokens if (found := peer(tokens, args.repeats, args.experts)) is not None]
     if args.json:
         print(json.dumps({**record, "results": results, "others": others}))
         return

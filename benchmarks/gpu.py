@@ -34,7 +34,7 @@ from torch import Tensor
 from bitgrain.errors import BitgrainError, RunError
 from bitgrain.kernels.triton import availability
 from bitgrain.platforms.base import Platform
-from bitgrain.platforms.probe import parse_request, plan_for, present, probe
+from bitgrain.platforms.probe import counting_on, parse_request, present, probe
 
 GPUS = ("cuda", "hip", "xpu")
 VENDOR = ("torch.", "cuda.", "hip.", "xpu.")
@@ -265,10 +265,8 @@ def chosen_platform(args: argparse.Namespace) -> tuple[str, Platform]:
         text = next((report.key for report in reports if report.platform is not None), "")
         if not text:
             raise RunError("benchmarks/gpu.py", "; ".join(f"{r.key} {r.state}" for r in reports), "a GPU", "run it where one is; --check-only --platform cuda@host --tiny checks the kernels on the host")
-    if parse_request(text).on_host:
-        if not args.check_only or args.tune:
-            raise RunError(f"platform {text!r}", "simulated on the host: its times would say nothing", "a device", "add --check-only, without --tune")
-        plan_for(text)
+    if parse_request(text).on_host and (not args.check_only or args.tune):
+        raise RunError(f"platform {text!r}", "simulated on the host: its times would say nothing", "a device", "add --check-only, without --tune")
     return text, present(text)
 
 
@@ -292,6 +290,12 @@ def main(given: Sequence[str] | None = None) -> int:
     except BitgrainError as error:
         print(error, file=sys.stderr)
         return 2
+    with counting_on(text):
+        return run(args, text, platform)
+
+
+def run(args: argparse.Namespace, text: str, platform: Platform) -> int:
+    """Check, time, print and write; the exit status."""
     start = time.monotonic()
     sizes = TINY if args.tiny else Sizes()
     if args.rows:

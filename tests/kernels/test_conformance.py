@@ -11,7 +11,7 @@ from bitgrain.kernels.base import Fidelity, LinearProblem
 from bitgrain.kernels.cpu import library
 from bitgrain.kernels.registry import candidates, kernel_entries, operations
 from bitgrain.kernels.samples import sample_experts, sample_routing
-from bitgrain.platforms.probe import generations, plan_for, present, probe
+from bitgrain.platforms.probe import counting_on, generations, present, probe
 from bitgrain.weights import NO_ACTIVATION
 
 SETS = library.available_sets()
@@ -78,15 +78,13 @@ def test_other_instruction_sets_agree_as_well(operation, kernel, instruction_set
 
 @pytest.mark.parametrize(("platform", "operation", "kernel"), simulated(), ids=name_of)
 def test_kernel_of_a_simulated_device_agrees_with_the_definition(platform, operation, kernel):
-    try:
-        result = run_kernel(operation, kernel, present(f"{platform}@host"), Depth.SLICE, most=MOST)
-        # what a device lacks, one of another generation may have
-        for generation in generations(platform):
-            if result.cases == 0:
-                result = run_kernel(operation, kernel, present(f"{platform}:{generation}@host"), Depth.SLICE, most=MOST)
-        assert_conforms(result)
-    finally:
-        plan_for(platform)
+    # what a device lacks, one of another generation may have
+    for request in (f"{platform}@host", *(f"{platform}:{generation}@host" for generation in generations(platform))):
+        with counting_on(request):
+            result = run_kernel(operation, kernel, present(request), Depth.SLICE, most=MOST)
+        if result.cases:
+            break
+    assert_conforms(result)
 
 
 def test_floor_refuses_nothing_and_says_when_it_emulates():

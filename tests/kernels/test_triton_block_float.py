@@ -25,10 +25,10 @@ INT8, FP8 = ActivationSpec("int8", "token"), ActivationSpec("fp8_e4m3fn", "token
 
 
 @pytest.fixture(params=["cuda@host", "cuda:sm100@host"])
-def platform(request, monkeypatch):
+def platform(request):
     """Devices without, and with, products of scaled blocks."""
-    monkeypatch.setattr(probe, "_planned", {"cuda": probe.parse_request(request.param)})
-    return request.param
+    with probe.counting_on(request.param):
+        yield request.param
 
 
 def kernel():

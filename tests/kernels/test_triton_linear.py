@@ -321,15 +321,16 @@ import sys
 {before}
 from bitgrain.kernels.base import LinearProblem
 from bitgrain.kernels.triton.linear import TritonLinear
-from bitgrain.platforms.probe import plan_for
+from bitgrain.platforms.probe import counting_on
 from bitgrain.conformance.grid import int_affine
 from bitgrain.weights import NO_ACTIVATION
 kernel = TritonLinear("cuda")
 for platform in ("cuda:sm80", "cuda@host"):
-    plan_for(platform)
-    refusal = kernel.refusal(LinearProblem(int_affine(4, "group", 32), NO_ACTIVATION, 16, 32, "float16"))
+    with counting_on(platform):
+        refusal = kernel.refusal(LinearProblem(int_affine(4, "group", 32), NO_ACTIVATION, 16, 32, "float16"))
     print(refusal.reason if refusal else "takes it")
-print(kernel.state())
+with counting_on("cuda@host"):
+    print(kernel.state())
 """
 ABSENT = "import importlib.util as u; find = u.find_spec; u.find_spec = lambda name, *rest: None if name == 'triton' else find(name, *rest)"
 BROKEN = "sys.path.insert(0, {folder!r})"

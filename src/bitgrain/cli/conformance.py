@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from bitgrain.inspect.cells import CellRuns, run_cells
 from bitgrain.inspect.matrix import support_matrix
 from bitgrain.inspect.run_records import grid_key, grid_record, place_of, run_records, write_records
 from bitgrain.platforms.base import Platform
-from bitgrain.platforms.probe import default_platform, present
+from bitgrain.platforms.probe import counting_on, default_platform, present
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    with counting_on(args.platform) if args.platform else nullcontext():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     platform = present(args.platform) if args.platform else default_platform()
     depth = Depth.QUICK if args.quick else Depth.FULL
     place, records, results = place_of(platform), {}, []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 
 from bitgrain.api import open_checkpoint
 from bitgrain.cli.options import add_model_argument, add_plan_arguments, kernel_pairs, model_path, plan_options
 from bitgrain.cli.tables import print_json, print_table
-from bitgrain.inspect.choices import check_platform, choose_for_plan
+from bitgrain.inspect.choices import choose_for_plan, choosing_for
 from bitgrain.kernels.explain import explain_rows
 from bitgrain.kernels.selection import FIDELITIES, REQUIREMENTS, Policy
 from bitgrain.platforms.probe import default_platform, target
@@ -29,11 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     checkpoint = open_checkpoint(model_path(args), **plan_options(args))
     asked = args.platform or platform_key()
-    platform = check_platform(asked) if asked else default_platform().key
-    # the self-test needs the machine itself; planning for another one, or from headers, does without
-    policy = Policy(args.fidelity, kernel_pairs(args.kernel), frozenset(args.forbid), args.require, self_test=False)
-    rows = explain_rows(choose_for_plan(checkpoint.plan, platform, policy, checkpoint.dtype(args.dtype)))
-    counted_on = target(platform)
+    with choosing_for(asked) if asked else nullcontext(default_platform().key) as platform:
+        # the self-test needs the machine itself; planning for another one, or from headers, does without
+        policy = Policy(args.fidelity, kernel_pairs(args.kernel), frozenset(args.forbid), args.require, self_test=False)
+        rows = explain_rows(choose_for_plan(checkpoint.plan, platform, policy, checkpoint.dtype(args.dtype)))
+        counted_on = target(platform)
     if args.json:
         told = {"state": counted_on.state, "generation": counted_on.generation, "features": sorted(counted_on.features)}
         print_json({"platform": platform, **told, "plan": checkpoint.plan.hash, "modelling": checkpoint.plan.modelling, "modules": rows})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from bitgrain.cli.tables import print_json, print_table
 from bitgrain.formats.base import MATRIX_KINDS
-from bitgrain.inspect.choices import check_platform
+from bitgrain.inspect.choices import choosing_for
 from bitgrain.inspect.matrix import support_matrix
 from bitgrain.inspect.run_records import read_records, run_records
 
@@ -22,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     records = {**run_records(), **read_records(Path(args.records))} if args.records else None
-    rows = support_matrix(args.dtype, [check_platform(args.platform)] if args.platform else None, records)
+    with choosing_for(args.platform) if args.platform else nullcontext(None) as platform:
+        rows = support_matrix(args.dtype, [platform] if platform else None, records)
     if args.json:
         print_json(rows)
         return 0

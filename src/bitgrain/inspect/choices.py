@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 from bitgrain.formats.base import ModuleKind
@@ -12,19 +13,23 @@ from bitgrain.kernels.selection import Policy, Selection, refuse_linears, select
 from bitgrain.layers.builder import joint_label
 from bitgrain.layers.experts import label_of
 from bitgrain.plan import ExpertGroup, ModulePlan, Plan
-from bitgrain.platforms.probe import known_platforms, plan_for
+from bitgrain.platforms.probe import counting_on, known_platforms
 from bitgrain.weights import NO_ACTIVATION
 
 
-def check_platform(text: str) -> str:
-    """The key of KEY[:GENERATION][@host], which choices in this process are made for from now on.
+@contextmanager
+def choosing_for(text: str) -> Iterator[str]:
+    """A context in which choices are made for KEY[:GENERATION][@host]; the key.
 
     Raises:
         RequestError: no platform and no kernel has that key, or no generation is called so.
     """
-    platforms = known_platforms()
     of_kernels = {platform for _, platform, _ in kernel_entries() if platform != ANY_PLATFORM}
-    return text if text in of_kernels and text not in platforms else plan_for(text)
+    if text in of_kernels and text not in known_platforms():
+        yield text
+        return
+    with counting_on(text) as key:
+        yield key
 
 
 def choose_for_plan(plan: Plan, platform: str, policy: Policy, dtype: str) -> dict[str, Selection]:

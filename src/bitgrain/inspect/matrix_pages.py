@@ -10,7 +10,7 @@ from bitgrain.inspect.matrix import support_matrix
 from bitgrain.inspect.run_records import NOT_RUN, Records, grid_key, run_records, told
 from bitgrain.kernels.base import Fidelity
 from bitgrain.kernels.registry import candidates, operations
-from bitgrain.platforms.probe import HOST, generations, known_platforms, plan_for, probe, target
+from bitgrain.platforms.probe import HOST, counting_on, generations, known_platforms, probe, target
 
 INDEX, FOLDER = "support-matrix.md", "support-matrix"
 Row = dict[str, Any]
@@ -106,17 +106,14 @@ def _platform_page(key: str, rows: list[Row], records: Records) -> str:
 def _other_generations(key: str, rows: list[Row], records: Records) -> list[tuple[list[str], list[Row]]]:
     """(generations, their matrix), those that choose alike together."""
     found: list[tuple[list[str], list[Row]]] = []
-    try:
-        for name in generations(key)[1:]:
-            plan_for(f"{key}:{name}")
+    for name in generations(key)[1:]:
+        with counting_on(f"{key}:{name}"):
             matrix = support_matrix(platforms=[key], records=records)
-            alike = next((names for names, other in found if [r["kernels"] for r in other] == [r["kernels"] for r in matrix]), None)
-            if alike is None:
-                found.append(([name], matrix))
-            else:
-                alike.append(name)
-    finally:
-        plan_for(key)
+        alike = next((names for names, other in found if [r["kernels"] for r in other] == [r["kernels"] for r in matrix]), None)
+        if alike is None:
+            found.append(([name], matrix))
+        else:
+            alike.append(name)
     return found
 
 

@@ -27,10 +27,10 @@ from bitgrain.layers.cache_choice import choose_cache, of_latents
 from bitgrain.layers.decoding import ModuleReader
 from bitgrain.layers.embedding import Embedding
 from bitgrain.layers.linear import FusedLinear, Linear, ParallelLinear
-from bitgrain.layers.prepared_file import PreparedFile, ReadyLinear
+from bitgrain.layers.prepared_file import PreparedFile, ReadyLinear, build_of
 from bitgrain.layers.transform import KernelTransform
 from bitgrain.platforms.host_memory import return_free_memory
-from bitgrain.weights import NO_ACTIVATION, ActivationSpec, DenseWeight, Hadamard, Transform, Transformed, Weight
+from bitgrain.weights import NO_ACTIVATION, ActivationSpec, DenseWeight, Hadamard, Transform, Transformed, Weight, WeightSpec
 
 # Stored bytes that are decoded between two calls that return free memory: a call costs about a millisecond.
 FREE_AFTER_BYTES = 8_000_000
@@ -104,29 +104,33 @@ class ModelBuilder:
 
     def _linear(self, names: Sequence[str], dtype: torch.dtype | None = None) -> Linear:
         """The linear layer of one module, or of several as one matrix; out of the file of prepared ones, where it is there."""
-        label, ready = joint_label(names), self.options.ready
-        found = ready.get(label) if ready is not None else None
+        label, found = joint_label(names), self.ready(names)
         if found is not None:
-            layer = self._from_file(label, names, found, dtype)
-            if layer is not None:
-                return layer
+            activation = found.prepared.activation
+            problem = LinearProblem(found.weight, activation.without_values(), *found.prepared.shape, str(dtype or self.dtype).removeprefix("torch."))
+            kernel = self._select(label, problem).kernel
+            if found.is_of(kernel):
+                self.skip(names)
+                return Linear(label, kernel, found.prepared, found.bias, quantized_output=activation.of_output())
         layer = self.prepared(label, *self.matrix(names), dtype)
-        problem = self.selections[label].problem
-        if ready is not None and problem.weight.kind != "dense" and layer.is_plain:
-            ready.put(label, ReadyLinear(problem.weight, layer.kernel.name, getattr(layer.kernel, "build", ""), layer.prepared, layer.bias))
+        if layer.is_plain:
+            self.keep_ready(names, layer.kernel, self.selections[label].problem.weight, layer.prepared, layer.bias)
         return layer
 
-    def _from_file(self, label: str, names: Sequence[str], found: ReadyLinear, dtype: torch.dtype | None) -> Linear | None:
-        """The layer, if the kernel that prepared it is the one that is chosen now."""
-        activation = found.prepared.activation
-        problem = LinearProblem(found.weight, activation.without_values(), *found.prepared.shape, str(dtype or self.dtype).removeprefix("torch."))
-        selection = self._select(label, problem)
-        if (selection.kernel.name, getattr(selection.kernel, "build", "")) != (found.kernel, found.build):
-            return None
+    def ready(self, names: Sequence[str]) -> ReadyLinear | None:
+        """The matrix of one module, or of several as one, as an earlier start has prepared it; None where there is no such file or matrix."""
+        return None if self.options.ready is None else self.options.ready.get(joint_label(names))
+
+    def keep_ready(self, names: Sequence[str], kernel: Kernel, weight: WeightSpec, prepared: Prepared, bias: Tensor | None) -> None:
+        """Let the next start find a prepared matrix; dense ones are read as fast from the checkpoint."""
+        if self.options.ready is not None and weight.kind != "dense":
+            self.options.ready.put(joint_label(names), ReadyLinear(weight, kernel.name, build_of(kernel), prepared, bias))
+
+    def skip(self, names: Sequence[str]) -> None:
+        """Account for modules that are not read, since they were prepared before."""
         for name in names:
             self.reader.skip(self.reader.row(name))
             self._advance(name)
-        return Linear(label, selection.kernel, found.prepared, found.bias, quantized_output=activation.of_output())
 
     def joint_linear(self, name: str, heights: Sequence[int]) -> nn.Module:
         """One linear module that stands for several, of these out features each: `layer(x)` gives one output for each."""

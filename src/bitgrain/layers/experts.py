@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from bitgrain.layers.activation import Gated
 from bitgrain.layers.builder import joint_label
 from bitgrain.layers.linear import FusedLinear
 from bitgrain.layers.mlp import GatedLinears
-from bitgrain.weights import ActivationSpec, Transformed, Weight
+from bitgrain.weights import ActivationSpec, Transformed, Weight, WeightSpec
 
 if TYPE_CHECKING:
     from bitgrain.layers.builder import ModelBuilder
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # (weight, activation with stored values, bias) of a module
 _Matrix = tuple[Weight, ActivationSpec, Tensor | None]
+# (weight, activation, shape, whether there is a bias): what a problem says of a module
+_Side = tuple[WeightSpec, ActivationSpec, tuple[int, int], bool]
 
 
 class Experts(nn.Module):
@@ -124,8 +127,10 @@ class _Collected:
                 pair = self.builder.linears([group.module(expert, part) for part in group.parts[:2]])
                 self.linear[expert] = GatedLinears(self.builder, pair, self.builder.linear(down), self.join)
             return
+        if self._take_ready(expert, group, gate_up, (down,)):
+            return
         first, second = self.builder.matrix(gate_up), self.builder.matrix((down,))
-        run = _obstacle(first) or _obstacle(second) or self._run(group, first, second)
+        run = _obstacle(first) or _obstacle(second) or self._run(group, self._problem(group, *map(_side_of, (first, second))))
         if isinstance(run, str):
             with self.builder.linears_of_experts(f"{self.name}.{expert}", run):
                 size = first[0].shape[0] // 2
@@ -133,15 +138,32 @@ class _Collected:
                 self.linear[expert] = GatedLinears(self.builder, pair, self.builder.prepared(down, *second), self.join)
             return
         biases = self.builder.moved_bias(first[2]), self.builder.moved_bias(second[2])
-        run.prepared[expert] = run.kernel.prepare(first[0], second[0], first[1], second[1], *biases)
+        run.prepared[expert] = made = run.kernel.prepare(first[0], second[0], first[1], second[1], *biases)
+        self.builder.keep_ready(gate_up, run.kernel, first[0].spec, made.gate_up, made.gate_up_bias)
+        self.builder.keep_ready((down,), run.kernel, second[0].spec, made.down, made.down_bias)
 
-    def _run(self, group: ExpertGroup, gate_up: _Matrix, down: _Matrix) -> _Run | str:
-        """The kernel that runs experts like this one, or why none does."""
-        n, hidden = gate_up[0].shape
-        problem = ExpertsProblem(
-            gate_up[0].spec, down[0].spec, gate_up[1].without_values(), down[1].without_values(), len(group.members), hidden, n // 2, self.join.describe(),
-            gate_up[2] is not None or down[2] is not None, self.builder.dtype_name,
+    def _take_ready(self, expert: int, group: ExpertGroup, gate_up: Sequence[str], down: Sequence[str]) -> bool:
+        """Take an expert that an earlier start has prepared; False where there is none, or another kernel is chosen now."""
+        first, second = self.builder.ready(gate_up), self.builder.ready(down)
+        if first is None or second is None:
+            return False
+        problem = self._problem(group, *((r.weight, r.prepared.activation, r.prepared.shape, r.bias is not None) for r in (first, second)))
+        run = self._run(group, problem)
+        if isinstance(run, str) or not (first.is_of(run.kernel) and second.is_of(run.kernel)):
+            return False
+        run.prepared[expert] = PreparedExpert(first.prepared, second.prepared, first.bias, second.bias)
+        self.builder.skip((*gate_up, *down))
+        return True
+
+    def _problem(self, group: ExpertGroup, gate_up: _Side, down: _Side) -> ExpertsProblem:
+        n, hidden = gate_up[2]
+        return ExpertsProblem(
+            gate_up[0], down[0], gate_up[1].without_values(), down[1].without_values(), len(group.members), hidden, n // 2, self.join.describe(),
+            gate_up[3] or down[3], self.builder.dtype_name,
         )  # fmt: skip
+
+    def _run(self, group: ExpertGroup, problem: ExpertsProblem) -> _Run | str:
+        """The kernel that runs experts like this one, or why none does."""
         if problem not in self.runs:
             kernel, why = self.builder.experts_kernel(label_of(group, len(self.builder.reader.plan.expert_groups[self.name])), problem)
             self.runs[problem] = why if kernel is None else _Run(kernel)
@@ -159,6 +181,10 @@ class _Collected:
                     places = places.to(self.builder.options.device)
                 parts.append(KernelExperts(run.kernel, run.kernel.assemble(list(run.prepared.values()), self.join), places))
         return parts + ([LinearExperts(self.linear)] if self.linear else [])
+
+
+def _side_of(matrix: _Matrix) -> _Side:
+    return matrix[0].spec, matrix[1], matrix[0].shape, matrix[2] is not None
 
 
 def _obstacle(matrix: _Matrix) -> str:

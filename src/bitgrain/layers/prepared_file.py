@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from bitgrain.errors import RunError
-from bitgrain.kernels.base import Prepared
+from bitgrain.kernels.base import Kernel, Prepared
 from bitgrain.weights import ActivationSpec, WeightSpec
 
 VERSION, MAGIC, ALIGNMENT = 1, b"bgready1", 64
@@ -51,6 +51,15 @@ class ReadyLinear:
     build: str
     prepared: Prepared
     bias: Tensor | None
+
+    def is_of(self, kernel: Kernel) -> bool:
+        """The kernel, as it is built now, is the one that prepared the layer."""
+        return (self.kernel, self.build) == (kernel.name, build_of(kernel))
+
+
+def build_of(kernel: Kernel) -> str:
+    """What the layout of a kernel's prepared weights depends on besides its name."""
+    return str(getattr(kernel, "build", ""))
 
 
 class PreparedFile:

@@ -10,7 +10,8 @@ devices that is not here, `xyz@host` runs the platform's kernels on the host's t
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, lru_cache
@@ -42,8 +43,8 @@ class PlatformRequest:
         return self.key + (f":{self.generation}" if self.generation else "") + (HOST if self.on_host else "")
 
 
-# key to the generation that planning in this process was asked for
-_planned: dict[str, PlatformRequest] = {}
+# key to what kernels count on in the innermost context
+_counted_on: dict[str, PlatformRequest] = {}
 
 
 @lru_cache(maxsize=1)
@@ -142,8 +143,9 @@ def described(request: PlatformRequest) -> Platform:
     return Platform(request.key, found.device_type, features, PLANNED_CORES, PLANNED_MEMORY, "planned", generation)
 
 
-def plan_for(text: str) -> str:
-    """Make KEY[:GENERATION][@host] what kernels of that key count on in this process; the key.
+@contextmanager
+def counting_on(text: str) -> Iterator[str]:
+    """A context in which kernels of a key count on KEY[:GENERATION][@host]; the key.
 
     Raises:
         RequestError: no such platform, or no such generation of it.
@@ -152,8 +154,15 @@ def plan_for(text: str) -> str:
     request = parse_request(text)
     if _probes()[request.key].default_rank == LAST_RANK:
         raise RunError(f"platform {text!r}", probe(request.key).state, "a package that loads", "mend or uninstall it")
-    _planned[request.key] = request
-    return request.key
+    before = _counted_on.get(request.key)
+    _counted_on[request.key] = request
+    try:
+        yield request.key
+    finally:
+        if before is None:
+            del _counted_on[request.key]
+        else:
+            _counted_on[request.key] = before
 
 
 def target(key: str) -> Platform:
@@ -163,14 +172,14 @@ def target(key: str) -> Platform:
     """
     if key not in _probes().names():
         return Platform(key, key, frozenset(), PLANNED_CORES, PLANNED_MEMORY, "planned")
-    asked = _planned.get(key) or _forced()
+    asked = _counted_on.get(key) or _forced()
     if asked is not None and asked.key == key and (asked.on_host or asked.generation):
         return described(asked)
     return probe(key).platform or described(PlatformRequest(key))
 
 
 def present(text: str) -> Platform:
-    """The platform KEY[@host], able to run; kernels of its key count on it from now on.
+    """The platform KEY[@host], able to run.
 
     Raises:
         RequestError: no such platform.
@@ -178,9 +187,6 @@ def present(text: str) -> Platform:
     """
     request = parse_request(text)
     if request.on_host:
-        _planned[request.key] = request
-        if request == _forced():  # the environment says so as long as it does
-            del _planned[request.key]
         return described(request)
     report = probe(request.key)
     if report.platform is None:
@@ -190,7 +196,6 @@ def present(text: str) -> Platform:
             f"platform {text!r}", f"a generation to plan for; the devices here are {report.platform.generation or request.key}",
             f"{request.key!r}, the devices that are here", "leave out the generation, or only plan (`bitgrain explain --platform`)",
         )  # fmt: skip
-    _planned.pop(request.key, None)
     return report.platform
 
 

@@ -81,15 +81,8 @@ def test_explain_require_native_refuses_the_floor(llama, capsys):
     assert "--require native was asked for, and this is the reference floor" in error and "needed:" in error
 
 
-@pytest.fixture
-def unplanned(monkeypatch):
-    """What a command plans for is forgotten afterwards."""
-    monkeypatch.setattr(probe, "_planned", {})
-    monkeypatch.delenv("BITGRAIN_PLATFORM", raising=False)
-
-
 @pytest.mark.parametrize("asked, state, said", [("npu:910b", "planned", "planned for npu:910b (910b, "), ("cuda:sm100@host", "simulated", "on cuda:sm100 simulated on the host (")])
-def test_explain_says_what_it_plans_for(asked, state, said, llama, capsys, unplanned, monkeypatch):
+def test_explain_says_what_it_plans_for(asked, state, said, llama, capsys, monkeypatch):
     report = answer(capsys, "explain", llama, "--platform", asked)
     key, _, generation = asked.removesuffix("@host").partition(":")
     assert (report["platform"], report["state"], report["generation"]) == (key, state, generation) and generation in report["features"]
@@ -99,7 +92,7 @@ def test_explain_says_what_it_plans_for(asked, state, said, llama, capsys, unpla
     assert answer(capsys, "explain", llama) == report
 
 
-def test_kernel_of_another_platform_is_refused_with_every_platform(llama, capsys, unplanned):
+def test_kernel_of_another_platform_is_refused_with_every_platform(llama, capsys):
     name, places = next((k.name, p) for _, p, k in kernel_entries() if p not in ("cpu", "any"))
     operation = next(o for o, _, k in kernel_entries() if k.name == name)
     assert main(["explain", llama, "--platform", "cpu", "--kernel", f"{operation}={name}"]) == 1

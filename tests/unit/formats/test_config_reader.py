@@ -35,7 +35,7 @@ def problem_of(values, read):
         ([], lambda r: r.section("key", "an object of rules"), "an object of rules"),
         (2, lambda r: r.need("key", lambda v: v == 1, "1", "set it to 1"), "1"),
     ],
-    ids=repr,
+    ids=lambda v: "" if callable(v) else repr(v),
 )
 def test_wrong_value_is_one_problem_that_names_the_key(value, read, needed):
     problem = problem_of({"key": value}, read)

@@ -2,7 +2,7 @@ import pytest
 
 from bitgrain.api import open_checkpoint
 from bitgrain.errors import NoKernelError, RequestError
-from bitgrain.inspect.choices import check_platform, choose_for_plan
+from bitgrain.inspect.choices import choose_for_plan, choosing_for
 from bitgrain.kernels.explain import explain_rows
 from bitgrain.kernels.registry import candidates
 from bitgrain.kernels.selection import Policy
@@ -59,9 +59,10 @@ def test_wish_that_names_nothing_is_refused(plan, wishes):
 
 
 def test_platform_must_exist():
-    assert check_platform(default_platform().key) == default_platform().key
-    with pytest.raises(RequestError, match="no such platform"):
-        check_platform("any")
+    with choosing_for(default_platform().key) as key:
+        assert key == default_platform().key
+    with pytest.raises(RequestError, match="no such platform"), choosing_for("any"):
+        pass
 
 
 def test_joint_label_names_the_common_parent_once():

@@ -14,19 +14,13 @@ from bitgrain.kernels.base import EmbeddingProblem, ExpertsProblem, Fidelity
 from bitgrain.kernels.registry import ANY_PLATFORM, kernel_entries
 from bitgrain.kernels.selection import Policy
 from bitgrain.platforms import probe
-from bitgrain.platforms.probe import known_platforms, plan_for
+from bitgrain.platforms.probe import counting_on, known_platforms
 from bitgrain.quantize import TARGETS
 from tests.checkpoints import small_llama
 
 SCHEMES = list(schemes())
 # every generation of every platform; the host as it is
 DEVICES = [f"{key}:{name}" if name else key for key in known_platforms() for name in (probe._probes()[key].profiles or [""])]
-
-
-@pytest.fixture(autouse=True)
-def planning(monkeypatch):
-    """What is planned for here is forgotten afterwards."""
-    monkeypatch.setattr(probe, "_planned", {})
 
 
 def places() -> dict[tuple[str, str], set[str]]:
@@ -45,18 +39,19 @@ def expected(problem) -> set[Fidelity]:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_every_scheme_keeps_its_meaning_or_is_refused(device):
-    key, of = plan_for(device), places()
-    for name, _, embeddings, label, weight, activation in SCHEMES:
-        for kind, (problem, chosen) in choices(weight, activation, "bfloat16", embeddings, key).items():
-            where = f"{name} {label}, {kind} on {device}"
-            parts = [problem.down, problem.gate_up] if isinstance(problem, ExpertsProblem) else [problem.weight]
-            assert weight in parts, where
-            assert isinstance(problem, EmbeddingProblem) or problem.activation == activation.without_values(), where
-            if chosen is None:
-                continue
-            assert chosen.problem == problem, where
-            assert chosen.fidelity in expected(problem), f"{where}: {chosen.kernel.name} is {chosen.fidelity.value}"
-            assert of[problem.operation, chosen.kernel.name] & {key, ANY_PLATFORM}, where
+    of = places()
+    with counting_on(device) as key:
+        for name, _, embeddings, label, weight, activation in SCHEMES:
+            for kind, (problem, chosen) in choices(weight, activation, "bfloat16", embeddings, key).items():
+                where = f"{name} {label}, {kind} on {device}"
+                parts = [problem.down, problem.gate_up] if isinstance(problem, ExpertsProblem) else [problem.weight]
+                assert weight in parts, where
+                assert isinstance(problem, EmbeddingProblem) or problem.activation == activation.without_values(), where
+                if chosen is None:
+                    continue
+                assert chosen.problem == problem, where
+                assert chosen.fidelity in expected(problem), f"{where}: {chosen.kernel.name} is {chosen.fidelity.value}"
+                assert of[problem.operation, chosen.kernel.name] & {key, ANY_PLATFORM}, where
 
 
 ALIASES = [(name, alias) for name, config in formats().items() for alias in (name, *config.aliases)]

@@ -7,10 +7,10 @@ from bitgrain.platforms import probe
 from bitgrain.platforms.base import Platform, PlatformProbe, ProbeReport
 from bitgrain.platforms.probe import (
     PlatformRequest,
+    counting_on,
     default_device,
     default_platform,
     parse_request,
-    plan_for,
     platform_of,
     present,
     target,
@@ -24,7 +24,6 @@ FOUND = Platform("toy", "toytype", frozenset({"fp16"}), 2, 1 << 30, generation="
 def toy(monkeypatch):
     """A platform of two devices, the first of which cannot be used; `toy(report)` changes what its probe says."""
     monkeypatch.delenv("BITGRAIN_PLATFORM", raising=False)
-    monkeypatch.setattr(probe, "_planned", {})
     table = probe._probes()._values
 
     def install(report, rank=99):
@@ -56,9 +55,13 @@ def test_what_is_no_request_is_refused_with_the_nearest(text, found):
 
 def test_target_is_what_was_asked_for_else_found_else_described(toy):
     assert target("toy") == FOUND
-    assert plan_for("toy:old") == "toy" and (target("toy").state, target("toy").features, target("toy").generation) == ("planned", {"old"}, "old")
-    assert plan_for("toy:new@host") == "toy" and (target("toy").state, target("toy").device_type) == ("simulated", "cpu")
-    plan_for("toy")
+    with counting_on("toy:old") as key:
+        assert key == "toy" and (target("toy").state, target("toy").features, target("toy").generation) == ("planned", {"old"}, "old")
+        with counting_on("toy:new@host"):
+            assert (target("toy").state, target("toy").device_type) == ("simulated", "cpu")
+        assert target("toy").generation == "old"
+        with counting_on("toy"):
+            assert target("toy") == FOUND
     assert target("toy") == FOUND
     toy(ProbeReport("toy", "absent: no device is visible"))
     assert (target("toy").state, target("toy").generation) == ("planned", "old")
@@ -66,10 +69,10 @@ def test_target_is_what_was_asked_for_else_found_else_described(toy):
     assert probe.described(PlatformRequest("toy", "new")).describe() == "planned for toy:new (fp16, new)"
 
 
-def test_device_that_runs_is_not_planned_for_any_more():
-    plan_for("toy:old")
-    assert present("toy") == FOUND and target("toy") == FOUND
-    assert present("toy@host").state == "simulated" and target("toy").state == "simulated"
+def test_what_is_present_does_not_change_what_kernels_count_on():
+    with counting_on("toy:old"):
+        assert present("toy") == FOUND and target("toy").generation == "old"
+    assert present("toy@host").state == "simulated" and target("toy") == FOUND
     with pytest.raises(RunError, match="a generation to plan for; the devices here are new"):
         present("toy:old")
 

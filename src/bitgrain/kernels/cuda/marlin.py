@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitgrain.errors import BadValueError
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.cuda import contracts
 from bitgrain.numerics.interleave import pack_marlin_tiles, permute_marlin_scales
@@ -86,7 +87,8 @@ class MarlinLinear:
 
     def prepare(self, weight: Weight, activation: ActivationSpec) -> Prepared:
         assert isinstance(weight, IntAffineWeight)  # _problem() asked for the kind
-        assert weight.zero == contracts.MIDDLE, "a symmetric 4-bit weight has the zero point 8"
+        if weight.zero != contracts.MIDDLE:
+            raise BadValueError("weight", f"a zero point of {weight.zero}", f"{contracts.MIDDLE}, the one of symmetric codes", f"--forbid {self.name}")
         scale = permute_marlin_scales(weight.scale.t().contiguous(), weight.scale.shape[1] > 1)
         device = scale.device
         tensors = {"codes": pack_marlin_tiles(weight.codes().t().contiguous()), "scale": scale, "workspace": workspace(weight.shape[0], device)}
