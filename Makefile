@@ -11,9 +11,9 @@ SOURCES = $(shell find native src -name '*.py' -o -name '*.cpp' -o -name '*.hpp'
 serve: .venv/serve.done
 	.venv/bin/bitgrain serve $(ARGS)
 
-# waiting threads sleep: on a busy machine spinning ones would take the cores from those that work
+# a process per core with one thread each; waiting threads sleep: on a busy machine spinning ones would take the cores from those that work
 test: .venv/test.done lint
-	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -q -ra $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -q -ra -n auto --dist worksteal $(ARGS)
 
 lint: .venv/test.done
 	.venv/bin/ruff check .

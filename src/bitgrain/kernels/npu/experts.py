@@ -12,13 +12,13 @@ from bitgrain.kernels.base import ExpertsProblem, Fidelity, Join, LinearProblem,
 from bitgrain.kernels.npu.antiquant_layout import GROUPED_OPERATORS, layout_problem
 from bitgrain.kernels.npu.grouped_products import DecodedProduct, IntegerProduct, Product, prepare_product
 from bitgrain.kernels.npu.integer_input import integer_problem
-from bitgrain.kernels.npu.operators import PROOF, missing, operators, state
+from bitgrain.kernels.npu.operators import NpuKernel, missing, operators
 from bitgrain.weights import ActivationSpec, IntAffineWeight, Weight
 
 INTEGER_OPERATORS = ("npu_grouped_matmul", "npu_dynamic_quant")
 
 
-class NpuExperts:
+class NpuExperts(NpuKernel):
     """Gate and up of all experts in one product, their join, down of all experts in one; then each row's terms, added up.
 
     Each of the two products is one of integers on both sides (W8A8, exact sums in int32), or of 16-bit inputs and an integer weight
@@ -27,15 +27,7 @@ class NpuExperts:
     """
 
     name = "npu.experts"
-    rank = 60
-    proof = PROOF
-
-    def __init__(self, platform: str) -> None:
-        self.platform = platform
-
-    def state(self) -> str:
-        """ "available (how it was tested)", or why not."""
-        return state(self.platform, *INTEGER_OPERATORS, *GROUPED_OPERATORS)
+    needs = (*INTEGER_OPERATORS, *GROUPED_OPERATORS)
 
     def fidelity(self, problem: ExpertsProblem) -> Fidelity:
         return Fidelity.APPROXIMATE if any(linear.activation.is_none for linear in problem.linears) else Fidelity.NATIVE

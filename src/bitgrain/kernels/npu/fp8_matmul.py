@@ -7,37 +7,29 @@ from torch import Tensor, float32
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.npu.antiquant_layout import LARGEST_SIDE
 from bitgrain.kernels.npu.mx_matmul import FP8
-from bitgrain.kernels.npu.operators import PROOF, features, missing, operators, state
+from bitgrain.kernels.npu.operators import NpuKernel, features, missing, operators
 from bitgrain.weights import ActivationSpec, FloatWeight, Weight
 
 OPERATORS = ("npu_quant_matmul",)
 
 
-class NpuFloat8Linear:
+class NpuFloat8Linear(NpuKernel):
     """y = x_codes w_codes * x_scale * w_scale + bias; the product comes in float32, the bias is added to it, and both are rounded once.
 
     x is quantized in torch's operations, with the numbers that the scheme specifies.
     """
 
     name = "npu.fp8_matmul"
-    rank = 60
-    proof = PROOF
+    needs = OPERATORS
 
-    def __init__(self, platform: str) -> None:
-        self.platform = platform
-
-    def state(self) -> str:
-        """ "available (how it was tested)", or why not."""
-        return self._device() or state(self.platform, *OPERATORS)
-
-    def _device(self) -> str:
+    def _lacking(self) -> str:
         return "" if "fp8_dot" in features(self.platform) else "the device does not multiply fp8"
 
     def fidelity(self, problem: LinearProblem) -> Fidelity:
         return Fidelity.NATIVE
 
     def refusal(self, problem: LinearProblem) -> Refusal | None:
-        why = _problem(problem) or self._device() or missing(self.platform, *OPERATORS)
+        why = _problem(problem) or self._lacking() or missing(self.platform, *OPERATORS)
         return Refusal(why) if why else None
 
     def prepare(self, weight: Weight, activation: ActivationSpec) -> Prepared:

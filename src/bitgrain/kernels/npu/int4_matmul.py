@@ -8,14 +8,14 @@ from torch.nn.functional import pad
 
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.npu.integer_input import DYNAMIC_INT4, LARGEST_SIDE, integer_problem, row_scales, signed_codes
-from bitgrain.kernels.npu.operators import PROOF, features, missing, operators, state
+from bitgrain.kernels.npu.operators import NpuKernel, features, missing, operators
 from bitgrain.weights import ActivationSpec, IntAffineWeight, Weight
 
 OPERATORS = ("npu_quant_matmul", "npu_dynamic_quant", "npu_convert_weight_to_int4pack")
 WORD = 8
 
 
-class NpuInt4Linear:
+class NpuInt4Linear(NpuKernel):
     """y = x_codes w_codes * x_scale * w_scale + bias; x quantized per token to -7 to 7 by npu_dynamic_quant.
 
     The operator takes no bias beside a scale per token, and a bias that is added to the rounded product would round it twice: with one,
@@ -24,14 +24,7 @@ class NpuInt4Linear:
 
     name = "npu.int4_matmul"
     rank = 65
-    proof = PROOF
-
-    def __init__(self, platform: str) -> None:
-        self.platform = platform
-
-    def state(self) -> str:
-        """ "available (how it was tested)", or why not."""
-        return state(self.platform, *OPERATORS)
+    needs = OPERATORS
 
     def fidelity(self, problem: LinearProblem) -> Fidelity:
         return Fidelity.NATIVE

@@ -8,14 +8,14 @@ from torch import Tensor
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.npu.antiquant_layout import parts_of
 from bitgrain.kernels.npu.integer_input import HALF, Quantized, integer_problem, quantize, row_scales, signed_codes, stored_values
-from bitgrain.kernels.npu.operators import PROOF, missing, operators, state
+from bitgrain.kernels.npu.operators import NpuKernel, missing, operators
 from bitgrain.weights import ActivationSpec, IntAffineWeight, Weight
 
 OPERATORS = ("npu_quant_matmul", "npu_quantize", "npu_dynamic_quant", "npu_format_cast")
 FRACTAL_NZ = 29
 
 
-class NpuInt8Linear:
+class NpuInt8Linear(NpuKernel):
     """y = (x_codes w_codes - x_zero * sum(w_codes)) * x_scale * w_scale + bias, products and sums exact in int32.
 
     One call computes it for 16-bit x: the scale of x goes in per token (a float32 scale alone would be cut to 19 bits), a static
@@ -24,15 +24,7 @@ class NpuInt8Linear:
     """
 
     name = "npu.int8_matmul"
-    rank = 60
-    proof = PROOF
-
-    def __init__(self, platform: str) -> None:
-        self.platform = platform
-
-    def state(self) -> str:
-        """ "available (how it was tested)", or why not."""
-        return state(self.platform, *OPERATORS)
+    needs = OPERATORS
 
     def fidelity(self, problem: LinearProblem) -> Fidelity:
         return Fidelity.NATIVE

@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.npu.antiquant_layout import LARGEST_SIDE
 from bitgrain.kernels.npu.integer_input import HALF
-from bitgrain.kernels.npu.operators import PROOF, features, missing, operators, state
+from bitgrain.kernels.npu.operators import NpuKernel, features, missing, operators
 from bitgrain.numerics.block_scales import encode_block_scale
 from bitgrain.numerics.small_floats import E2M1, decode, encode
 from bitgrain.weights import ActivationSpec, BlockFloatWeight, Weight
@@ -22,7 +22,7 @@ FP4 = "fp4_e2m1"
 FP8 = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 
-class NpuMicroscaledLinear:
+class NpuMicroscaledLinear(NpuKernel):
     """y = sum over blocks of 32 of x_scale * w_scale * dot(x_codes, w_codes), plus bias.
 
     fp8 or 4-bit floats on both sides; 4-bit weights beside fp8 activations are widened to fp8, which holds them exactly.  x is quantized
@@ -30,24 +30,16 @@ class NpuMicroscaledLinear:
     """
 
     name = "npu.mx_matmul"
-    rank = 60
-    proof = PROOF
+    needs = OPERATORS
 
-    def __init__(self, platform: str) -> None:
-        self.platform = platform
-
-    def state(self) -> str:
-        """ "available (how it was tested)", or why not."""
-        return self._device() or state(self.platform, *OPERATORS)
-
-    def _device(self) -> str:
+    def _lacking(self) -> str:
         return "" if "scaled_dot" in features(self.platform) else "the device does not multiply microscaled numbers"
 
     def fidelity(self, problem: LinearProblem) -> Fidelity:
         return Fidelity.NATIVE
 
     def refusal(self, problem: LinearProblem) -> Refusal | None:
-        why = _problem(problem) or self._device() or missing(self.platform, *OPERATORS)
+        why = _problem(problem) or self._lacking() or missing(self.platform, *OPERATORS)
         return Refusal(why) if why else None
 
     def prepare(self, weight: Weight, activation: ActivationSpec) -> Prepared:

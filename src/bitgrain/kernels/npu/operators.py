@@ -45,3 +45,25 @@ def state(platform: str, *names: str) -> str:
     if target(platform).state == "planned":
         return f"the device is {probe(platform).state}"
     return missing(platform, *names) or f"available ({PROOF})"
+
+
+class NpuKernel:
+    """What every kernel here says of itself; one instance serves one platform.
+
+    needs: names of the operators that it calls.
+    """
+
+    rank = 60
+    proof = PROOF
+    needs: tuple[str, ...] = ()
+
+    def __init__(self, platform: str) -> None:
+        self.platform = platform
+
+    def state(self) -> str:
+        """ "available (how it was tested)", or why not."""
+        return self._lacking() or state(self.platform, *self.needs)
+
+    def _lacking(self) -> str:
+        """What the device itself lacks; empty where there is nothing."""
+        return ""

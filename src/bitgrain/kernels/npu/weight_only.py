@@ -8,11 +8,11 @@ from torch.nn.functional import pad
 
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.npu.antiquant_layout import OPERATORS, Scales, columns, lay_out, layout_problem, parts_of, scales_of
-from bitgrain.kernels.npu.operators import PROOF, operators, state
+from bitgrain.kernels.npu.operators import NpuKernel, operators
 from bitgrain.weights import ActivationSpec, IntAffineWeight, Weight
 
 
-class NpuWeightOnly:
+class NpuWeightOnly(NpuKernel):
     """y = x ((codes + offset) * scale)^T + bias by npu_weight_quant_batchmatmul; up to 4 bits as 4-bit words, more as int8.
 
     The operator adds the offset: it is the middle of the codes less the zero point.  It multiplies in x's dtype: scales of another
@@ -21,15 +21,7 @@ class NpuWeightOnly:
     """
 
     name = "npu.weight_only"
-    rank = 60
-    proof = PROOF
-
-    def __init__(self, platform: str) -> None:
-        self.platform = platform
-
-    def state(self) -> str:
-        """ "available (how it was tested)", or why not."""
-        return state(self.platform, *OPERATORS)
+    needs = OPERATORS
 
     def fidelity(self, problem: LinearProblem) -> Fidelity:
         return Fidelity.APPROXIMATE

@@ -7,6 +7,7 @@ from functools import lru_cache
 from importlib import metadata
 from importlib.util import find_spec
 
+from bitgrain.platforms.base import Platform
 from bitgrain.platforms.probe import target
 from bitgrain.settings import overridden
 
@@ -93,3 +94,27 @@ def state_of(platform: str, needs: tuple[str, ...] = ()) -> str:
     """ "available (version; proof)", or why not, of this process: what a kernel's state() says, also where the device is only planned for."""
     why = _broken(target(platform).state == "simulated") or _too_old(needs) or missing(platform, needs)
     return why or f"available (triton {version()}; {PROOF})"
+
+
+class TritonKernel:
+    """What every kernel here says of itself; one instance serves one platform."""
+
+    rank = 40
+    proof = PROOF
+
+    def __init__(self, platform: str) -> None:
+        self.platform = platform
+
+    @property
+    def target(self) -> Platform:
+        """What the kernel may count on."""
+        return target(self.platform)
+
+    @property
+    def build(self) -> str:
+        """What a remembered self-test depends on besides the kernel's name."""
+        return f"{version()} {self.platform} {self.target.state} {' '.join(sorted(self.target.features))}"
+
+    def state(self) -> str:
+        """ "available (version; proof)", or why not."""
+        return state_of(self.platform)

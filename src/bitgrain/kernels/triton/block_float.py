@@ -12,7 +12,7 @@ from torch import Tensor
 from bitgrain.errors import BadValueError
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.triton import activation_quantization
-from bitgrain.kernels.triton.availability import PROOF, missing, state_of, version
+from bitgrain.kernels.triton.availability import TritonKernel, missing
 from bitgrain.kernels.triton.block_float_launch import Launch, run, run_scaled
 from bitgrain.numerics.block_scales import decode_block_scale
 from bitgrain.numerics.small_floats import SMALL_FLOATS, decode
@@ -30,7 +30,7 @@ LARGEST_SHIFTED = 100
 SIGNIFICANT_BITS = {"fp4_e0m3": 3, "int8": 7}  # others: one more than the mantissa's
 
 
-class TritonBlockFloat:
+class TritonBlockFloat(TritonKernel):
     """y = x W^T with W decoded in registers: exact of 16-bit and 32-bit x.
 
     Quantized activations meet the codes of the weight in instructions for scaled blocks where the device has them and takes their types;
@@ -38,20 +38,6 @@ class TritonBlockFloat:
     """
 
     name = "triton.block_float"
-    rank = 40
-    proof = PROOF
-
-    def __init__(self, platform: str) -> None:
-        self.platform = platform
-
-    @property
-    def build(self) -> str:
-        """What a remembered self-test depends on besides the kernel's name."""
-        return f"{version()} {self.platform} {target(self.platform).state} {'scaled_dot' in target(self.platform).features}"
-
-    def state(self) -> str:
-        """ "available (version; proof)", or why not."""
-        return state_of(self.platform)
 
     def fidelity(self, problem: LinearProblem) -> Fidelity:
         if problem.activation.is_none:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitgrain.kernels.base import LinearProblem, Refusal
-from bitgrain.kernels.triton.decoded import DecodedLinear, Layout
+from bitgrain.kernels.triton.decoded import DecodedLinear, Layout, unable
 from bitgrain.numerics.block_scales import decode_block_scale
 from bitgrain.numerics.small_floats import SMALL_FLOATS, decode
 from bitgrain.weights import BlockFloatWeight, FloatWeight, IntAffineWeight, Weight
@@ -24,7 +24,7 @@ class CodedLinear(DecodedLinear):
     def refusal(self, problem: LinearProblem) -> Refusal | None:
         if problem.weight.kind not in LAYOUTS:
             return Refusal(f"takes integers and floats with scales, not {problem.weight.kind} weights")
-        why = self._unable(problem.dtype)
+        why = unable(self, problem.dtype)
         return Refusal(why) if why else None
 
     def layout(self, weight: Weight) -> Layout:

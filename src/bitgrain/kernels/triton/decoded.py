@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
-from bitgrain.kernels.triton.availability import PROOF, missing, state_of, version
+from bitgrain.kernels.triton.availability import TritonKernel, missing
 from bitgrain.platforms.probe import target
 from bitgrain.weights import ActivationSpec, Weight, WeightSpec
 
@@ -58,31 +58,12 @@ def decoding_of(prepared: Prepared) -> Decoding:
     return Decoding(decode, parts, tuple(meta["sizes"]), tuple(meta["settings"]), meta["exact"], meta["block_k"])
 
 
-class TritonKernel:
-    """What every kernel here says of itself."""
-
-    name = ""
-    rank = 40
-    proof = PROOF
-
-    def __init__(self, platform: str) -> None:
-        self.platform = platform
-
-    @property
-    def build(self) -> str:
-        """What a remembered self-test depends on besides the kernel's name."""
-        return version()
-
-    def state(self) -> str:
-        """ "available (version; proof)", or why not."""
-        return state_of(self.platform)
-
-    def _unable(self, dtype: str) -> str:
-        """Why this platform's triton does not compute in a dtype; "" where it does."""
-        feature = {"bfloat16": "bf16", "float16": "fp16"}.get(dtype, "")
-        if feature and feature not in target(self.platform).features:
-            return f"takes a device that computes in {dtype}"
-        return missing(self.platform)
+def unable(kernel: TritonKernel, dtype: str) -> str:
+    """Why a kernel's platform does not compute in a dtype; "" where it does."""
+    feature = {"bfloat16": "bf16", "float16": "fp16"}.get(dtype, "")
+    if feature and feature not in kernel.target.features:
+        return f"takes a device that computes in {dtype}"
+    return missing(kernel.platform)
 
 
 class DecodedLinear(TritonKernel):
@@ -99,7 +80,7 @@ class DecodedLinear(TritonKernel):
     def refusal(self, problem: LinearProblem) -> Refusal | None:
         if problem.weight.kind != self.kind:
             return Refusal(f"takes {self.kind.replace('_', ' ')} weights, not {problem.weight.kind} ones")
-        why = self.limit(problem.weight) or self._unable(problem.dtype)
+        why = self.limit(problem.weight) or unable(self, problem.dtype)
         return Refusal(why) if why else None
 
     def limit(self, weight: WeightSpec) -> str:

@@ -8,49 +8,30 @@ import torch
 from torch import Tensor
 
 from bitgrain.kernels.base import ExpertsProblem, Fidelity, Join, Prepared, PreparedExpert, PreparedExperts, Refusal
-from bitgrain.kernels.triton.availability import PROOF, missing, state_of, version
+from bitgrain.kernels.triton.availability import TritonKernel, missing
 from bitgrain.kernels.triton.packed import Layout, fidelity_of, input_problem, pack, quantized, weight_problem, with_segments, with_zeros
-from bitgrain.platforms.probe import target
 from bitgrain.weights import ActivationSpec, Weight
 
 # Rows of a tile: a little more than the rows that an expert gets on average, within these.
 SMALLEST_TILE, LARGEST_TILE = 16, 64
 
 
-class TritonExperts:
+class TritonExperts(TritonKernel):
     """Gate and up of all experts in one product, their join, down of all experts in one; then each row's terms, added up.
 
     Sums are float32; an integer product is exact.  Values between the products are rounded to x's dtype.
     """
 
     name = "triton.experts"
-    rank = 40
-    proof = PROOF
-
-    def __init__(self, platform: str) -> None:
-        self.platform = platform
-
-    @property
-    def build(self) -> str:
-        """What a remembered self-test depends on besides the kernel's name."""
-        return f"{version()} {self.platform} {' '.join(sorted(self._features))}"
-
-    def state(self) -> str:
-        """ "available (version; proof)", or why not."""
-        return state_of(self.platform)
-
-    @property
-    def _features(self) -> frozenset[str]:
-        return target(self.platform).features
 
     def fidelity(self, problem: ExpertsProblem) -> Fidelity:
-        found = {fidelity_of(linear, self._features) for linear in problem.linears}
+        found = {fidelity_of(linear, self.target.features) for linear in problem.linears}
         return next(f for f in (Fidelity.EMULATED, Fidelity.NATIVE, Fidelity.EXACT) if f in found)
 
     def refusal(self, problem: ExpertsProblem) -> Refusal | None:
         why = ""
         for what, linear in zip(("gate and up", "down"), problem.linears, strict=True):
-            problem_here = weight_problem(linear.weight) or input_problem(linear, self._features) or _not_of_rows(linear.activation)
+            problem_here = weight_problem(linear.weight) or input_problem(linear, self.target.features) or _not_of_rows(linear.activation)
             why = why or (f"{what}: {problem_here}" if problem_here else "")
         why = why or missing(self.platform)
         return Refusal(why) if why else None
@@ -64,7 +45,7 @@ class TritonExperts:
         gate_up_bias: Tensor | None,
         down_bias: Tensor | None,
     ) -> PreparedExpert:
-        return PreparedExpert(pack(gate_up, gate_up_activation, self._features), pack(down, down_activation, self._features), gate_up_bias, down_bias)
+        return PreparedExpert(pack(gate_up, gate_up_activation, self.target.features), pack(down, down_activation, self.target.features), gate_up_bias, down_bias)
 
     def assemble(self, experts: Sequence[PreparedExpert], join: Join) -> PreparedExperts:
         meta = {

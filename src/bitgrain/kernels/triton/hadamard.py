@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bitgrain.kernels.base import Fidelity, HadamardProblem, Prepared, Refusal
-from bitgrain.kernels.triton.availability import PROOF, missing, state_of
+from bitgrain.kernels.triton.availability import TritonKernel, missing
 from bitgrain.weights import Hadamard
 
 # Entries of a block that one program holds with its base, rows of that base, entries of the Sylvester factor.
@@ -14,22 +14,13 @@ LARGEST_TILE, LARGEST_BASE, LARGEST_WIDTH = 8192, 64, 16384
 FEW = 1024  # entries of short rows that one program takes together
 
 
-class TritonHadamard:
+class TritonHadamard(TritonKernel):
     """Butterflies in float32, then the product with the base matrix; one rounding to x's dtype at the end.
 
     Powers of two come out as the definition's bits: the sums are the same ones.
     """
 
     name = "triton.hadamard"
-    rank = 40
-    proof = PROOF
-
-    def __init__(self, platform: str) -> None:
-        self.platform = platform
-
-    def state(self) -> str:
-        """ "available (version; proof)", or why not."""
-        return state_of(self.platform)
 
     def fidelity(self, problem: HadamardProblem) -> Fidelity:
         return Fidelity.EXACT

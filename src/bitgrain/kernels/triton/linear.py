@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
-from bitgrain.kernels.triton.availability import PROOF, missing, state_of, version
+from bitgrain.kernels.triton.availability import TritonKernel, missing
 from bitgrain.kernels.triton.packed import fidelity_of, input_problem, pack, quantized, weight_problem
 from bitgrain.kernels.triton.tuning import tiles_for
-from bitgrain.platforms.base import Platform
-from bitgrain.platforms.probe import target
 from bitgrain.weights import ActivationSpec, Weight
 
 
-class TritonLinear:
+class TritonLinear(TritonKernel):
     """y = sum over segments of a_scale * w_scale * dot(a, code - zero), in float32; 8-bit integer products are exact in int32.
 
     Decoded codes are exact in 16 bits, and scales multiply float32 sums.  A row's result does not depend on the other rows, nor on their
@@ -22,37 +20,19 @@ class TritonLinear:
     """
 
     name = "triton.linear"
-    rank = 40
-    proof = PROOF
-
-    def __init__(self, platform: str) -> None:
-        self.platform = platform
-
-    @property
-    def build(self) -> str:
-        """What a remembered self-test depends on besides the kernel's name."""
-        return f"{version()} {self.platform} {' '.join(sorted(self._target.features))}"
-
-    def state(self) -> str:
-        """ "available (version; proof)", or why not."""
-        return state_of(self.platform)
-
-    @property
-    def _target(self) -> Platform:
-        return target(self.platform)
 
     def fidelity(self, problem: LinearProblem) -> Fidelity:
-        return fidelity_of(problem, self._target.features)
+        return fidelity_of(problem, self.target.features)
 
     def refusal(self, problem: LinearProblem) -> Refusal | None:
         if problem.weight.kind not in ("int_affine", "float"):
             return Refusal(f"takes integer and fp8 weights, not {problem.weight.kind} ones")
-        why = weight_problem(problem.weight) or input_problem(problem, self._target.features) or missing(self.platform)
+        why = weight_problem(problem.weight) or input_problem(problem, self.target.features) or missing(self.platform)
         return Refusal(why) if why else None
 
     def prepare(self, weight: Weight, activation: ActivationSpec) -> Prepared:
-        prepared = pack(weight, activation, self._target.features)
-        prepared.meta["platform"] = self._target
+        prepared = pack(weight, activation, self.target.features)
+        prepared.meta["platform"] = self.target
         return prepared
 
     def apply(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:

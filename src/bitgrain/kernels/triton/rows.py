@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from bitgrain.kernels.base import EmbeddingProblem, Fidelity, Prepared, Refusal
+from bitgrain.kernels.triton.availability import TritonKernel
 from bitgrain.kernels.triton.codebooks import CODEBOOK_KERNELS
 from bitgrain.kernels.triton.coded import LAYOUTS, CodedLinear, coded_layout
-from bitgrain.kernels.triton.decoded import DecodedLinear, Layout, TritonKernel, decoding_of
+from bitgrain.kernels.triton.decoded import DecodedLinear, Layout, decoding_of, unable
 from bitgrain.kernels.triton.super_blocks import SuperBlockLinear
 from bitgrain.weights import ActivationSpec, DenseWeight, Weight
 
@@ -38,7 +39,7 @@ class DecodedEmbedding(TritonKernel):
             why = self._linears[kind].limit(problem.weight)
         else:
             why = "" if kind in LAYOUTS or kind == "dense" else f"has no decoder for {kind} weights"
-        why = why or self._unable(problem.dtype)
+        why = why or unable(self, problem.dtype)
         return Refusal(why) if why else None
 
     def prepare(self, weight: Weight, activation: ActivationSpec) -> Prepared:

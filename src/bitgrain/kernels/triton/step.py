@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bitgrain.kernels.base import Fidelity, Join, Refusal, StepProblem
-from bitgrain.kernels.triton.availability import PROOF, missing, state_of
+from bitgrain.kernels.triton.availability import TritonKernel, missing
 from bitgrain.numerics.gates import ClampedGate, parse_gate
 
 GATES = {"silu": 0, "gelu": 1, "gelu_new": 2, "relu": 3}
@@ -15,18 +15,9 @@ CLAMPED = 4
 LARGEST_HEAD, CHUNK, FEW_ROWS = 1024, 1024, 16
 
 
-class _Step:
+class _Step(TritonKernel):
     """What the steps share."""
 
-    rank = 40
-    proof = PROOF
-
-    def __init__(self, platform: str) -> None:
-        self.platform = platform
-
-    def state(self) -> str:
-        """ "available (version; proof)", or why not."""
-        return state_of(self.platform)
 
     def fidelity(self, problem: StepProblem) -> Fidelity:
         return Fidelity.EXACT
