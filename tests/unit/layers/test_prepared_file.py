@@ -14,7 +14,8 @@ from bitgrain.layers.builder import BuildOptions
 from bitgrain.layers.decoding import ModuleReader
 from bitgrain.layers.prepared_file import checksum
 from bitgrain.models.loading import with_prepared
-from tests.checkpoints import edited, small_llama
+from tests.checkpoints import edited, small_llama, write_checkpoint
+from tests.unit.models.tiny_models import BASE, random_tensors
 
 IDS = torch.tensor([3, 40, 7, 7, 0, 21])
 needs_library = pytest.mark.skipif(bool(library.missing()), reason=library.missing() or "present")
@@ -57,6 +58,22 @@ def test_second_start_decodes_no_quantized_module_and_computes_the_same(target, 
     assert only_file(tmp_path / "ready").stat().st_mtime_ns == written
     plain = bitgrain.load_model(place, dtype="float32", quantization=target)
     assert again.explain() == plain.explain()
+
+
+@pytest.mark.parametrize("target", ["int4", "mxfp4"])
+def test_second_start_of_a_mixture_decodes_no_expert(target, tmp_path, decoded):
+    changes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    config = {**BASE, "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "head_dim": 16, "num_hidden_layers": 1, "torch_dtype": "float32", **changes}
+    place = write_checkpoint(tmp_path / "m", random_tensors(config), config)
+    first = load(place, tmp_path / "ready", quantization=target)
+    want, experts = first.logits(IDS), [name for name in decoded if ".experts." in name]
+    assert len(experts) == 12
+    decoded.clear()
+    again = load(place, tmp_path / "ready", quantization=target)
+    assert torch.equal(again.logits(IDS), want) and again.explain() == first.explain()
+    left = [name for name in decoded if ".experts." in name]
+    # experts without a kernel of their own are linear modules of stacked halves, which are prepared anew
+    assert not left or library.missing()
 
 
 def test_changed_checkpoint_of_equal_headers_is_decoded_again(tmp_path):
