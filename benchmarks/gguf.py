@@ -21,9 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from kernels import read_rate
 
 import bitgrain
+from bitgrain.bench.limits import Machine
 from bitgrain.models.batch import Batch, Segment
 
 MODES = ("exact", "fast")
@@ -80,9 +80,9 @@ def measure(path: Path, args: argparse.Namespace) -> dict[str, object]:
     nbytes = step_bytes(path)
     for _ in range(args.repeats):
         for name, call in systems.items():
-            before = read_rate()
+            before = Machine().read()
             rates = call()
-            limit = (before + read_rate()) / 2
+            limit = (before + Machine().read()) / 2
             found[name].append({**rates, "of_read": rates["decode"] * nbytes / limit, "read_GB_per_s": limit / 1e9})
     medians = {name: {key: round(statistics.median(turn[key] for turn in turns), 3) for key in turns[0]} for name, turns in found.items()}
     return {"file": path.name, "MB_per_step": round(nbytes / 1e6, 1), "kernels": kernels, "systems": medians}

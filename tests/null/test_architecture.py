@@ -35,9 +35,10 @@ ALLOWED = {
     "bundled": set(),
     "server": {"engine", "api", "plan", "bundled"},
     "conformance": {"numerics", "weights", "platforms", "kernels"},
+    "bench": {"api", "models", "layers", "kernels", "weights", "platforms"},
     "inspect": {"conformance", "api", "plan", "models", "layers", "formats", "kernels", "platforms", "checkpoint", "weights", "quantize", "bundled"},
     "__main__": {"cli"},
-    "cli": {"conformance", "server", "engine", "api", "inspect", "plan", "bundled", "platforms", "formats", "kernels"},
+    "cli": {"bench", "conformance", "server", "engine", "api", "inspect", "plan", "bundled", "platforms", "formats", "kernels"},
 }
 EVERYWHERE = {"errors", "registry", "settings", "grouping"}
 DEVICES = r"cuda|hip|rocm|xpu|npu|ascend|mps|cpu"

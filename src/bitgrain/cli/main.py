@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("bitgrain.cli.inspect", "what a checkpoint holds: the plan, from headers alone"),
     "explain": ("bitgrain.cli.explain", "which kernel each module gets, and why not the others"),
     "doctor": ("bitgrain.cli.doctor", "this machine in one block: platforms, features, kernels"),
+    "bench": ("bitgrain.cli.bench", "speed of kernels and models, as shares of this machine's limits"),
     "formats": ("bitgrain.cli.formats", "the support matrix"),
     "conformance": ("bitgrain.cli.conformance", "a backend's acceptance test: its kernels against the definition"),
 }
