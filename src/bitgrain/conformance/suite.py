@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,22 +106,3 @@ def run_kernel(operation: str, kernel: Kernel, platform: Platform, depth: Depth,
     note = "" if chosen else f"refuses everything: {next(iter(reasons), 'the grid has no case')}"
     told = tuple(failures[:FAILURES_TOLD])
     return Result(operation, kernel.name, proof, len(chosen), reasons.total(), dict(reasons), worst, len(failures), told, time.perf_counter() - started, note)
-
-
-def run_platform(
-    platform: Platform, depth: Depth = Depth.FULL, operation: str | None = None, kernel: str | None = None, tick: Callable[[str, int, int], None] | None = None
-) -> Iterator[Result]:
-    """A result for each kernel, as soon as it is there.
-
-    Args:
-        tick: called with (kernel's name, cases done, cases).
-
-    Raises:
-        RequestError: see chosen_kernels.
-    """
-    for name, one in chosen_kernels(platform, operation, kernel):
-        yield run_kernel(name, one, platform, depth, tick=None if tick is None else _named(tick, one.name))
-
-
-def _named(tick: Callable[[str, int, int], None], name: str) -> Callable[[int, int], None]:
-    return lambda done, total: tick(name, done, total)

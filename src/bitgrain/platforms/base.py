@@ -42,10 +42,6 @@ class Platform:
     generation: str = ""
     devices: tuple[str, ...] = ()
 
-    @property
-    def is_planned(self) -> bool:
-        return self.state == "planned"
-
     def describe(self) -> str:
         """Its state and what it counts on: "planned for key:generation (feature, …, 9 operators)"."""
         name = self.key + (f":{self.generation}" if self.generation else "")
