@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import mmap
 import os
 import struct
 import zlib
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from bitgrain.errors import RunError
 from bitgrain.kernels.base import Kernel, Prepared
+from bitgrain.platforms.host_memory import large_pages
 from bitgrain.weights import ActivationSpec, WeightSpec
 
 VERSION, MAGIC, ALIGNMENT = 1, b"bgready1", 64
@@ -160,7 +160,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Tensor] | None:
                 return None
             file.seek(offset)
             index: dict[str, Any] = json.loads(file.read(length))
-            data = _arena(offset)
+            data = large_pages(offset)
             file.seek(0)
             if index["version"] != VERSION or _fill(file, data) != offset:
                 return None
@@ -180,14 +180,6 @@ def _fill(file: BufferedReader, data: Tensor) -> int:
     while at < len(view) and (count := file.readinto(view[at : at + (1 << 30)])):
         at += count
     return at
-
-
-def _arena(size: int) -> Tensor:
-    """uint8 [size] of memory in large pages, where the system has them: products read weights once per step, page by page."""
-    memory = mmap.mmap(-1, max(size, 1))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)[:size]
 
 
 def _restored(entry: Mapping[str, Any], data: Tensor) -> ReadyLinear:

@@ -59,3 +59,27 @@ def test_gaps_between_living_tensors_are_given_back():
     host_memory.return_free_memory()
     assert resident_bytes() < before - 50_000_000
     assert len(kept) == 1500
+
+
+def large_page_bytes() -> int:
+    """Of this process, in private memory."""
+    found = [line for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if line.startswith("AnonHugePages:")]
+    return int(found[0].split()[1]) * 1024
+
+
+def large_pages_are_off() -> bool:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return not setting.exists() or "[never]" in setting.read_text()
+
+
+@pytest.mark.skipif(large_pages_are_off(), reason="needs a system with transparent large pages")
+def test_memory_in_large_pages_is_in_them_and_goes_with_its_tensors():
+    size, before, resident = 33 * host_memory.LARGE_PAGE + 5, large_page_bytes(), resident_bytes()
+    data = host_memory.large_pages(size)
+    assert data.numel() == size and data.data_ptr() % host_memory.LARGE_PAGE == 0 and not bool(data.any())
+    view = data.fill_(1)[7:]
+    del data
+    assert large_page_bytes() - before >= 32 * host_memory.LARGE_PAGE
+    assert resident_bytes() - resident < size + 2 * host_memory.LARGE_PAGE
+    del view
+    assert large_page_bytes() == before
