@@ -86,7 +86,7 @@ const Kernels& active() {
 
 using namespace bitgrain;
 
-EXPORT int32_t bg_abi_version() { return 5; }
+EXPORT int32_t bg_abi_version() { return 6; }
 
 EXPORT const char* bg_instruction_set() { return active().name; }
 

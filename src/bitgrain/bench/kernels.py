@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from bitgrain.bench.limits import Machine, seconds
+from bitgrain.bench.limits import Machine, limit_of, seconds
 from bitgrain.bench.sampling import Sample, sample
 from bitgrain.errors import RequestError
-from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared
+from bitgrain.kernels.base import LinearProblem, Prepared
 from bitgrain.kernels.selection import Policy, Selection, select
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, WeightSpec
 from bitgrain.weights.block_float import block_float_spec
@@ -49,7 +49,8 @@ class KernelRow:
     Args:
         nbytes:     of the prepared weight.
         torch_bf16: median seconds of torch's product in the same rounds.
-        peak:       operations per second of the arithmetic that the kernel may use.
+        limit:      the fastest arithmetic that the kernel may use, a name of Machine.peaks().
+        peak:       its operations per second.
     """
 
     case: str
@@ -61,6 +62,7 @@ class KernelRow:
     nbytes: int
     taken: Sample
     torch_bf16: float
+    limit: str
     peak: float
 
     @property
@@ -79,7 +81,7 @@ class KernelRow:
         return {
             "case": self.case, "kernel": self.kernel, "fidelity": self.fidelity, "rows": self.rows, "n": self.n, "k": self.k, "bytes": self.nbytes,
             "us": round(self.taken.median * 1e6, 1), "best_us": round(self.taken.best * 1e6, 1), "GB_per_s": round(self.nbytes / self.taken.median / 1e9, 2),
-            "of_read": round(self.of_read, 3), "GFLOP_per_s": round(self.operations / self.taken.median / 1e9, 2), "of_arithmetic": round(self.of_arithmetic, 3),
+            "of_read": round(self.of_read, 3), "GFLOP_per_s": round(self.operations / self.taken.median / 1e9, 2), "of_arithmetic": round(self.of_arithmetic, 3), "arithmetic": self.limit,
             "times_torch_bf16": round(self.torch_bf16 / self.taken.median, 2), "read_GB_per_s": round(self.taken.read / 1e9, 1), "rejected": self.taken.rejected,
             "disturbed": self.taken.is_disturbed,
         }  # fmt: skip
@@ -124,13 +126,7 @@ def _measure(name: str, selection: Selection, rows: int, dense: torch.Tensor, pe
         return own[2:]
 
     taken = sample(times, machine)
-    return KernelRow(name, kernel.name, selection.fidelity.value, rows, n, k, first.nbytes, taken, sorted(peer[2:])[len(peer[2:]) // 2], peak_of(selection.fidelity, weight, activation, peaks))
-
-
-def peak_of(fidelity: Fidelity, weight: WeightSpec, activation: ActivationSpec, peaks: dict[str, float]) -> float:
-    """The limit of a kernel's arithmetic: whole numbers where activations are eight-bit ones, else the faster of the two floats."""
-    integers = fidelity is Fidelity.APPROXIMATE or (activation.is_integer and weight.kind == "int_affine")
-    return max(peaks["int8"], peaks["float32"]) if integers else max(peaks["float32"], peaks["bfloat16"])
+    return KernelRow(name, kernel.name, selection.fidelity.value, rows, n, k, first.nbytes, taken, sorted(peer[2:])[len(peer[2:]) // 2], *limit_of(selection.fidelity, weight, activation, peaks))
 
 
 def _copies(nbytes: int, rows: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bitgrain.bench.limits import Machine, seconds
+from bitgrain.bench.limits import Machine, limit_of, seconds
 from bitgrain.bench.sampling import Sample, sample
 from bitgrain.layers.experts import KernelExperts
 from bitgrain.layers.linear import Linear
@@ -30,6 +30,7 @@ class ModelRow:
         context:    tokens in each cache at the start.
         nbytes:     of the matrices that one call reads, experts that are not chosen left out by their expected share.
         operations: multiplications and additions of one call's products.
+        peak:       operations per second, if each product ran at the limit of its arithmetic.
         inside:     share of a call's time that kernels take, measured by itself.
     """
 
@@ -58,7 +59,7 @@ def measure_decode(model: LanguageModel, sequences: int, context: int, steps: in
     state.round()
     taken = sample(state.round, machine)
     read, operations = _work(model, sequences)
-    return ModelRow("decode", sequences, context, read, operations, taken, max(machine.peaks().values()), share_in_kernels(model, lambda: sum(state.round())))
+    return ModelRow("decode", sequences, context, read, operations, taken, _peak(model, sequences, machine), share_in_kernels(model, partial(state.steps_behind, state.contexts())))
 
 
 class _Decoding:
@@ -69,9 +70,16 @@ class _Decoding:
 
     def round(self) -> list[float]:
         """Seconds of each step."""
+        return self.steps_behind(self.contexts())
+
+    def contexts(self) -> list[Any]:
+        """A cache for each sequence, with the context in it."""
         caches = [self.model.new_cache(self.context + self.steps) for _ in range(self.sequences)]
         for cache in caches if self.context else ():
             _read_prompt(self.model, cache, self.context)
+        return caches
+
+    def steps_behind(self, caches: list[Any]) -> list[float]:
         segments = tuple(Segment(cache, place, 1) for place, cache in enumerate(caches))
         tokens, rows = torch.zeros(self.sequences, dtype=torch.long), torch.arange(self.sequences)
 
@@ -90,7 +98,7 @@ def measure_prefill(model: LanguageModel, tokens: int, repeats: int, machine: Ma
     times()
     taken = sample(times, machine)
     read, operations = _work(model, tokens, logits=1)
-    return ModelRow("prefill", tokens, 0, read, operations, taken, max(machine.peaks().values()), share_in_kernels(model, lambda: sum(times())))
+    return ModelRow("prefill", tokens, 0, read, operations, taken, _peak(model, tokens, machine, logits=1), share_in_kernels(model, times))
 
 
 def _read_prompt(model: LanguageModel, cache: Any, tokens: int) -> None:
@@ -99,19 +107,37 @@ def _read_prompt(model: LanguageModel, cache: Any, tokens: int) -> None:
 
 def _work(model: LanguageModel, rows: int, logits: int | None = None) -> tuple[int, float]:
     """(bytes of matrices, operations) of one call with so many rows, `logits` of them with logits (None: all)."""
-    nbytes, operations, chosen = 0.0, 0.0, _of_experts(model)
+    parts = list(_parts(model, rows, logits))
+    return int(sum(nbytes for _, nbytes, _ in parts)), sum(operations for _, _, operations in parts)
+
+
+def _peak(model: LanguageModel, rows: int, machine: Machine, logits: int | None = None) -> float:
+    """Operations per second of the same call, if each product took as long as its arithmetic needs at best; 0 where that is unknown."""
+    peaks, total, at_best = machine.peaks(), 0.0, 0.0
+    of_experts = {id(s.kernel): s for s in model.selections.values() if s.problem.operation == "experts"}
+    for module, _, operations in _parts(model, rows, logits):
+        selection = model.selections.get(getattr(module, "name", "")) or of_experts[id(module.kernel)]
+        _, peak = limit_of(selection.fidelity, selection.problem.weight, selection.problem.activation, peaks)
+        if not peak:
+            return 0.0
+        total, at_best = total + operations, at_best + operations / peak
+    return total / at_best if at_best else 0.0
+
+
+def _parts(model: LanguageModel, rows: int, logits: int | None) -> Iterator[tuple[Linear | KernelExperts, float, float]]:
+    """(module, bytes, operations) of every product; see _work()."""
+    chosen = _of_experts(model)
     for module in model.modules():
         if isinstance(module, Linear):
             n, k = module.prepared.shape
             own = rows if logits is None or n != model.vocab_size else logits
             # an expert sees its share of the rows, and is read if any row chose it
             share = chosen.get(id(module), 1.0)
-            nbytes, operations = nbytes + module.nbytes * (1 - (1 - share) ** own), operations + 2.0 * own * share * n * k
+            yield module, module.nbytes * (1 - (1 - share) ** own), 2.0 * own * share * n * k
         elif isinstance(module, KernelExperts):
             share, experts = chosen[id(module)], module.prepared.experts
             elements = sum(part.shape[0] * part.shape[1] for expert in experts for part in (expert.gate_up, expert.down))
-            nbytes, operations = nbytes + module.nbytes * (1 - (1 - share) ** rows), operations + 2.0 * rows * share * elements
-    return int(nbytes), operations
+            yield module, module.nbytes * (1 - (1 - share) ** rows), 2.0 * rows * share * elements
 
 
 def _of_experts(model: LanguageModel) -> dict[int, float]:
@@ -123,10 +149,10 @@ def _of_experts(model: LanguageModel) -> dict[int, float]:
     return found
 
 
-def share_in_kernels(model: LanguageModel, run: Callable[[], float]) -> float:
+def share_in_kernels(model: LanguageModel, run: Callable[[], list[float]]) -> float:
     """Time inside the model's kernels over the time that `run` says its calls took; timing costs a microsecond per call of a kernel."""
     with kernel_times(model) as inside:
-        total = run()
+        total = sum(run())
         return inside[0] / total if total else 0.0
 
 

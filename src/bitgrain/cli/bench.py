@@ -5,8 +5,9 @@ bench decode [MODEL]   one token a step, for one or more sequences
 bench prefill [MODEL]  a prompt read at once
 
 The read rate of memory is measured right before and after each round; a round in which it changed by more than 15 % is thrown
-away and repeated, up to four times, and a line whose rounds were all disturbed says so.  "of arithmetic" is of the fastest product
-that torch computes here in arithmetic that the kernel may use.
+away and repeated, up to four times, and a line whose rounds were all disturbed says so.  "of arithmetic" is of what registers alone do
+in the fastest arithmetic that the kernel may use, which "arithmetic" names: float32, bfloat16, int8 (bytes by bytes), int4 (bytes
+by codes of four bits), or int4 in three digits (exact products of such codes: each activation is three bytes).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     with torch.inference_mode():
         rows: list[Any] = _kernels(args, machine) if args.what == "kernels" else _models(args, machine)
         read, peaks = machine.read(), machine.peaks()
-    record |= {"read_GB_per_s": round(read / 1e9, 1), **{f"{name}_GFLOP_per_s": round(peak / 1e9, 1) for name, peak in peaks.items()}}
+    record |= {"read_GB_per_s": round(read / 1e9, 1), **{f"{name.replace(' ', '_')}_GFLOP_per_s": round(peak / 1e9, 1) for name, peak in peaks.items()}}
     if args.plot:
         Path(args.plot).write_text(roofline(read, peaks, [_point(row) for row in rows], f"bitgrain bench {args.what}"), encoding="utf-8")
     told = [row.as_dict() for row in rows]

@@ -2,19 +2,23 @@
 
 import json
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 import torch
 
 import bitgrain
 from bitgrain.bench import limits
-from bitgrain.bench.kernels import CASES, measure_kernels, peak_of
-from bitgrain.bench.models import _work, kernel_times, measure_decode, measure_prefill, share_in_kernels
+from bitgrain.bench.kernels import CASES, measure_kernels
+from bitgrain.bench.limits import Machine, limit_of
+from bitgrain.bench.models import _peak, _work, kernel_times, measure_decode, measure_prefill, share_in_kernels
 from bitgrain.bench.roofline import HEIGHT, WIDTH, roofline
 from bitgrain.bench.sampling import ROUNDS, sample
 from bitgrain.cli.main import main
 from bitgrain.errors import RequestError
+from bitgrain.kernels import peaks as host
 from bitgrain.kernels.base import Fidelity
+from bitgrain.kernels.cpu import library
 from bitgrain.kernels.selection import Policy
 from bitgrain.platforms.probe import default_platform
 from tests.checkpoints import HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, VOCAB, small_llama, write_checkpoint
@@ -31,7 +35,7 @@ class Steady:
         return self.reads.pop(0) if len(self.reads) > 1 else self.reads[0]
 
     def peaks(self) -> dict[str, float]:
-        return {"float32": 4e10, "bfloat16": 2e10, "int8": 8e10}
+        return {"float32": 4e10, "bfloat16": 0.0, "int8": 8e10, "int4": 15e10, "int4 in three digits": 5e10}
 
 
 @pytest.fixture
@@ -67,7 +71,7 @@ def test_kernels_are_timed_with_their_limits(small_machine):
     (row,) = measure_kernels(["w4-g128"], [(48, 256)], [2], Policy(self_test=False), default_platform().key, Steady(1e10), 2)
     told = row.as_dict()
     assert (told["n"], told["k"], told["rows"]) == (48, 256, 2) and row.operations == 2 * 2 * 48 * 256
-    assert told["of_arithmetic"] == pytest.approx(row.operations / row.taken.median / 4e10, abs=1e-3)
+    assert told["of_arithmetic"] == pytest.approx(row.operations / row.taken.median / 5e10, abs=1e-3) and told["arithmetic"] == "int4 in three digits"
     assert told["of_read"] == pytest.approx(row.nbytes / row.taken.median / 1e10, abs=1e-3)
     with pytest.raises(RequestError, match="w4_g128"):
         next(measure_kernels(["w4_g128"], [(48, 256)], [2], Policy(), default_platform().key, Steady(1e10), 2))
@@ -75,8 +79,50 @@ def test_kernels_are_timed_with_their_limits(small_machine):
 
 def test_the_limit_is_that_of_the_arithmetic_that_may_be_used():
     peaks = Steady(1.0).peaks()
-    assert peak_of(Fidelity.EXACT, *CASES["w4-g128"], peaks) == 4e10
-    assert peak_of(Fidelity.NATIVE, *CASES["w8a8"], peaks) == peak_of(Fidelity.APPROXIMATE, *CASES["w4-g128"], peaks) == 8e10
+    assert limit_of(Fidelity.EXACT, *CASES["w4-g128"], peaks) == ("int4 in three digits", 5e10)
+    assert limit_of(Fidelity.EXACT, *CASES["w8"], peaks) == limit_of(Fidelity.EXACT, *CASES["fp8"], peaks) == ("float32", 4e10)
+    assert limit_of(Fidelity.EXACT, *CASES["w8"], {**peaks, "bfloat16": 9e10}) == ("bfloat16", 9e10)
+    assert limit_of(Fidelity.NATIVE, *CASES["w8a8"], peaks) == limit_of(Fidelity.APPROXIMATE, *CASES["w8"], peaks) == ("int8", 8e10)
+    assert limit_of(Fidelity.APPROXIMATE, *CASES["w4-g128"], peaks) == ("int4", 15e10)
+    assert limit_of(Fidelity.APPROXIMATE, *CASES["w4-g128"], {**peaks, "int4": 0.0}) == ("int8", 8e10)
+    assert limit_of(Fidelity.EXACT, *CASES["w8"], {}) == ("float32", 0.0)
+
+
+@pytest.mark.skipif(not host.can_measure(), reason="needs the native library")
+def test_peaks_are_those_of_the_instruction_set_in_use():
+    machine = Machine()
+    chosen, found = library.instruction_set(), {}
+    try:
+        for name in library.available_sets():
+            library.choose_instruction_set(name)
+            found[name] = machine.peaks()
+    finally:
+        library.choose_instruction_set(chosen)
+    assert all(peaks["float32"] > 1e8 and peaks["int4 in three digits"] == peaks["int4"] / 3 for peaks in found.values())
+    # what a set has is a matter of its instructions; how fast they are is not tested
+    has = {name: {kind for kind in host.KINDS if peaks[kind]} for name, peaks in found.items()}
+    expected = {"portable": {"float32"}, "avx2": {"float32", "int8", "int4"}, "avx512": {"float32", "int8"}, "avx512bf16": {"float32", "int8", "bfloat16"}, "amx": {"float32", "int8", "bfloat16"}}
+    assert all(has[name] == kinds for name, kinds in expected.items() if name in has)
+
+
+def test_without_the_library_torch_is_the_limit(small_machine, monkeypatch):
+    monkeypatch.setattr(host, "can_measure", lambda: False)
+    monkeypatch.setattr(host, "peak", None)
+    monkeypatch.setattr(host, "read_all", None)
+    machine = Machine()
+    peaks = machine.peaks()
+    assert peaks["float32"] > 0 and set(peaks) == {"float32", "bfloat16", "int8"} and machine.read() > 0
+
+
+def test_the_limit_of_a_model_is_that_of_its_products_together(tmp_path):
+    model = bitgrain.load_model(small_llama(tmp_path / "m"), device="cpu", dtype="float32")
+    labels = [m.name for m in model.modules() if hasattr(m, "is_plain")]
+    first = model.selections[labels[0]]
+    # one product may use whole numbers, at another speed
+    model.selections = {**model.selections, labels[0]: replace(first, fidelity=Fidelity.APPROXIMATE)}
+    whole = 2.0 * next(m.prepared.shape[0] * m.prepared.shape[1] for m in model.modules() if getattr(m, "name", "") == labels[0])
+    rest = _work(model, 1)[1] - whole
+    assert _peak(model, 1, Steady(1.0)) == pytest.approx((whole + rest) / (whole / 8e10 + rest / 4e10))
 
 
 def test_work_of_a_dense_model_is_that_of_its_matrices(tmp_path):
@@ -117,7 +163,7 @@ def test_time_inside_kernels_is_counted_and_the_kernels_are_left_as_they_were(tm
         model.logits(torch.tensor([1, 2, 3]))
         assert inside[0] > 0
     assert "apply" not in vars(kernel)
-    assert share_in_kernels(model, lambda: 0.0) == 0.0
+    assert share_in_kernels(model, lambda: []) == 0.0
 
 
 def test_roofline_is_a_picture_with_every_point_in_it():

@@ -13,7 +13,7 @@ from pathlib import Path
 from bitgrain.errors import RequestError, RunError
 from bitgrain.settings import variable
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 SETS = {"portable": 1, "avx2": 2, "avx512": 4, "avx512bf16": 8, "amx": 16}
 FILE = Path(variable("BITGRAIN_CPU_LIBRARY") or Path(__file__).with_name("libbitgrain_cpu.so"))
 
@@ -37,6 +37,8 @@ SIGNATURES = {
     "bg_pack_units": [POINTER, POINTER, I64, I32, I32, I32, POINTER, I32],
     "bg_block_panel_bytes": [POINTER, I64],
     "bg_choose_set": [ctypes.c_char_p],
+    "bg_peak": [I32, I32],
+    "bg_read": [POINTER, I64, I32],
 }
 
 
@@ -53,7 +55,7 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
     if version != ABI_VERSION:
         return None, f"the native library has interface {version}, this package needs {ABI_VERSION}: build the package again"
     library.bg_instruction_set.restype = ctypes.c_char_p
-    library.bg_block_panel_bytes.restype = I64
+    library.bg_block_panel_bytes.restype, library.bg_peak.restype = I64, ctypes.c_double
     for name, arguments in SIGNATURES.items():
         getattr(library, name).argtypes = arguments
     asked = variable("BITGRAIN_CPU_ISA")
