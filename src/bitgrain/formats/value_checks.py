@@ -10,6 +10,9 @@ from torch import Tensor
 from bitgrain.errors import BadValueError
 from bitgrain.weights import ActivationSpec
 
+_SUMMED = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+_PIECE = 1 << 22  # values that are looked at together
+
 
 def require_finite(name: str, values: Tensor) -> Tensor:
     """`values` itself.
@@ -17,21 +20,14 @@ def require_finite(name: str, values: Tensor) -> Tensor:
     Raises:
         BadValueError: NaN or infinity, with their number.
     """
-    # a sum is one pass without a mask as large as the tensor; only a suspect result is looked at closely
-    if not bool(torch.isfinite(values.float().sum() if values.numel() < 1 << 16 else _finite_probe(values))):
-        bad = int((~torch.isfinite(values.float())).sum())
+    # a sum is one pass without a copy; only a suspect result is looked at closely: finite values may have an infinite sum
+    probed = values if values.dtype in _SUMMED else values.float()
+    if not bool(torch.isfinite(probed.sum())):
+        flat = probed.reshape(-1)
+        bad = sum(int((~torch.isfinite(flat[start : start + _PIECE])).sum()) for start in range(0, flat.numel(), _PIECE))
         if bad:
             raise BadValueError(name, f"{bad} of {values.numel()} values are NaN or infinite", "finite values", "the file is damaged; fetch or write it again")
     return values
-
-
-def _finite_probe(values: Tensor) -> Tensor:
-    total = torch.zeros(())
-    flat, step = values.reshape(-1), 1 << 22
-    for start in range(0, flat.numel(), step):
-        # out of place: float() of a float32 tensor is the tensor itself
-        total = total + (flat[start : start + step].float() * 2.0**-64).sum()
-    return total
 
 
 def require_scale(name: str, scale: Tensor, *, signed: bool = False, codes_are_zero: bool = False) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from bitgrain.errors import BadValueError
 from bitgrain.formats.value_checks import require_finite, require_scale
 
-LARGE = (300, 300)  # above the size from which a probe is taken instead of a plain sum
+LARGE = (2100, 2100)  # more than one piece of what is looked at closely
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
@@ -31,6 +31,14 @@ def test_large_finite_values_whose_sum_overflows_are_accepted():
     for shape in ((4, 4), LARGE):
         values = torch.full(shape, torch.finfo(torch.float32).max)
         assert require_finite("weight", values) is values
+
+
+def test_halves_whose_sum_has_no_half_are_accepted():
+    values = torch.full(LARGE, 60000.0, dtype=torch.float16)
+    assert require_finite("weight", values) is values
+    values[-1, -1] = float("inf")
+    with pytest.raises(BadValueError, match="1 of 4410000"):
+        require_finite("weight", values)
 
 
 def test_scales_are_neither_all_zero_nor_negative():
