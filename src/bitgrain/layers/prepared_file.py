@@ -16,6 +16,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -33,6 +34,7 @@ from bitgrain.weights import ActivationSpec, WeightSpec
 
 VERSION, MAGIC, ALIGNMENT = 1, b"bgready1", 64
 _TRAILER = struct.Struct("<8sQQ")
+_SHARE = 1 << 21  # bytes: where shares of a file that is read by several threads may begin
 _WORDS = 4096  # eight-byte words whose sum is one line of a checksum
 
 
@@ -160,10 +162,9 @@ def _read(path: Path) -> tuple[dict[str, Any], Tensor] | None:
                 return None
             file.seek(offset)
             index: dict[str, Any] = json.loads(file.read(length))
-            data = large_pages(offset)
-            file.seek(0)
-            if index["version"] != VERSION or _fill(file, data) != offset:
-                return None
+        data = large_pages(offset)
+        if index["version"] != VERSION or _fill_together(path, data) != offset:
+            return None
     except (OSError, ValueError, KeyError, TypeError, struct.error):
         return None
     try:
@@ -172,6 +173,21 @@ def _read(path: Path) -> tuple[dict[str, Any], Tensor] | None:
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return (index, data) if whole else None
+
+
+def _fill_together(path: Path, data: Tensor) -> int:
+    """Read the beginning of a file into `data`, a share of it by each thread; bytes read."""
+
+    def part(first: int, last: int) -> int:
+        with path.open("rb") as file:
+            file.seek(first)
+            return _fill(file, data[first:last])
+
+    threads = torch.get_num_threads()
+    share = -(-data.numel() // threads // _SHARE) * _SHARE
+    starts = range(0, data.numel(), max(share, 1))
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(part, starts, [min(start + share, data.numel()) for start in starts]))
 
 
 def _fill(file: BufferedReader, data: Tensor) -> int:

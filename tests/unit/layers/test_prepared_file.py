@@ -168,3 +168,14 @@ def test_checksum_sees_every_byte(size):
         other[at] ^= 1
         assert checksum(other) != checksum(data)
     assert checksum(data.clone()) == checksum(data)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_file_is_read_in_shares(threads, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared_file, "_SHARE", 64)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    (tmp_path / "f").write_bytes(bytes(index % 251 for index in range(1000)))
+    data = torch.zeros(900, dtype=torch.uint8)
+    assert prepared_file._fill_together(tmp_path / "f", data) == 900
+    assert torch.equal(data.int(), torch.arange(900, dtype=torch.int32) % 251)
+    assert prepared_file._fill_together(tmp_path / "f", torch.zeros(2000, dtype=torch.uint8)) == 1000
