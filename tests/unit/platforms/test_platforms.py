@@ -83,3 +83,17 @@ def test_memory_in_large_pages_is_in_them_and_goes_with_its_tensors():
     assert resident_bytes() - resident < size + 2 * host_memory.LARGE_PAGE
     del view
     assert large_page_bytes() == before
+
+
+def test_large_weights_alone_get_pages_of_their_own(monkeypatch):
+    small, large = host_memory.empty_weight(3, 5, dtype=torch.float16), host_memory.empty_weight(3, host_memory.WORTH_MAPPING)
+    assert small.shape == (3, 5) and small.dtype == torch.float16
+    assert large.shape == (3, host_memory.WORTH_MAPPING) and large.is_contiguous() and large.data_ptr() % host_memory.LARGE_PAGE == 0
+
+    def full(nbytes):
+        raise OSError("no more mappings")
+
+    monkeypatch.setattr(host_memory, "large_pages", full)
+    source = torch.arange(host_memory.WORTH_MAPPING).view(2, -1).t()
+    copy = host_memory.copied_weight(source)
+    assert torch.equal(copy, source) and copy.is_contiguous() and copy.data_ptr() != source.data_ptr()
