@@ -204,5 +204,17 @@ inline void attend_range(const AttendArgs& args, int64_t first, int64_t last, fl
   for (int64_t item = first; item < last; ++item) attend_group(args, item / args.groups, item % args.groups, scratch);
 }
 
+inline void add_range(const void* x, void* y, int64_t count, int32_t dtype) {
+  constexpr int64_t BLOCK = 256;
+  float a[BLOCK], b[BLOCK];
+  for (int64_t at = 0; at < count; at += BLOCK) {
+    const int64_t some = count - at < BLOCK ? count - at : BLOCK;
+    widen_block(x, at, some, dtype, a);
+    widen_block(y, at, some, dtype, b);
+    for (int64_t i = 0; i < some; ++i) b[i] += a[i];
+    store_block(y, at, some, dtype, b);
+  }
+}
+
 }  // namespace
 }  // namespace bitgrain

@@ -54,7 +54,10 @@ struct StepKernels {
   void (*gate)(const GateArgs&, int64_t first, int64_t last);      // rows * size, cut anywhere
   // pairs of a row and a group; scratch: (heads / groups) * (total + size + value_size) + size + value_size floats
   void (*attend)(const AttendArgs&, int64_t first, int64_t last, float* scratch);
+  void (*add)(const void* x, void* y, int64_t count, int32_t dtype);  // y += x, rounded to dtype
 };
+
+const StepKernels& step_kernels();  // of the instruction set in use
 
 const StepKernels& portable_step_kernels();
 #ifdef BITGRAIN_X86

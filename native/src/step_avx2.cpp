@@ -4,7 +4,7 @@
 namespace bitgrain {
 
 const StepKernels& avx2_step_kernels() {
-  static const StepKernels table = {norm_rows, rotate_rows, gate_range, attend_range};
+  static const StepKernels table = {norm_rows, rotate_rows, gate_range, attend_range, add_range};
   return table;
 }
 

@@ -10,14 +10,8 @@
 EXPORT const char* bg_instruction_set();
 
 namespace bitgrain {
-namespace {
 
-enum Status : int32_t { OK = 0, OUT_OF_MEMORY = 3 };
-
-// Elements below which a pass costs less than waking the other threads.
-constexpr int64_t WORTH_SHARING = 1 << 16;
-
-const StepKernels& active_steps() {
+const StepKernels& step_kernels() {
 #ifdef BITGRAIN_X86
   const char* name = bg_instruction_set();
   if (std::strcmp(name, "avx2") == 0) return avx2_step_kernels();
@@ -25,6 +19,13 @@ const StepKernels& active_steps() {
 #endif
   return portable_step_kernels();
 }
+
+namespace {
+
+enum Status : int32_t { OK = 0, OUT_OF_MEMORY = 3 };
+
+// Elements below which a pass costs less than waking the other threads.
+constexpr int64_t WORTH_SHARING = 1 << 16;
 
 template <class Args, class Function>
 void share(const Args& args, Function* function, int64_t items, int64_t grain, bool worth, int32_t threads) {
@@ -44,20 +45,20 @@ using namespace bitgrain;
 
 EXPORT int32_t bg_norm(const void* x, int64_t rows, int64_t size, int64_t stride, const void* weight, int32_t weight_dtype, const void* bias, float eps,
                        int32_t wide, int32_t dtype, void* y, int32_t threads) {
-  share(NormArgs{x, weight, bias, y, rows, size, stride, eps, wide, weight_dtype, dtype}, active_steps().norm, rows, 1, rows > 1 && rows * size > WORTH_SHARING,
+  share(NormArgs{x, weight, bias, y, rows, size, stride, eps, wide, weight_dtype, dtype}, step_kernels().norm, rows, 1, rows > 1 && rows * size > WORTH_SHARING,
         threads);
   return OK;
 }
 
 EXPORT int32_t bg_rotate(const void* x, int64_t rows, int64_t heads, int64_t size, int64_t stride, const void* cosine, const void* sine, int64_t turned,
                          int32_t interleaved, int32_t dtype, void* y, int32_t threads) {
-  share(RotateArgs{x, cosine, sine, y, rows, heads, size, turned, stride, interleaved, dtype}, active_steps().rotate, rows, 1,
+  share(RotateArgs{x, cosine, sine, y, rows, heads, size, turned, stride, interleaved, dtype}, step_kernels().rotate, rows, 1,
         rows > 1 && rows * heads * size > WORTH_SHARING, threads);
   return OK;
 }
 
 EXPORT int32_t bg_gate(const void* gate, const void* up, int64_t rows, int64_t size, int64_t stride, int32_t dtype, void* y, int32_t threads) {
-  share(GateArgs{gate, up, y, rows, size, stride, dtype}, active_steps().gate, rows * size, 64, rows * size > WORTH_SHARING, threads);
+  share(GateArgs{gate, up, y, rows, size, stride, dtype}, step_kernels().gate, rows * size, 64, rows * size > WORTH_SHARING, threads);
   return OK;
 }
 
@@ -65,7 +66,7 @@ EXPORT int32_t bg_attend(const void* q, int64_t rows, int64_t heads, int64_t siz
                          int64_t value_stride, int64_t total, int64_t groups, int64_t value_size, int64_t window, const float* sinks, float scale, float cap,
                          int32_t dtype, void* y, int32_t threads) {
   const AttendArgs args = {q, keys, values, sinks, y, rows, heads, groups, size, value_size, total, window, q_stride, key_stride, value_stride, scale, cap, dtype};
-  const StepKernels& steps = active_steps();
+  const StepKernels& steps = step_kernels();
   const int64_t items = rows * groups, room = heads / groups * (total + size + value_size) + size + value_size;
   const int64_t used = items * total * size > WORTH_SHARING / 4 ? (items < threads ? items : threads) : 1;
   std::vector<float> scratch;

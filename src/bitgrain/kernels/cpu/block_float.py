@@ -10,6 +10,7 @@ from torch import Tensor
 from bitgrain.errors import BadValueError
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.cpu import panels
+from bitgrain.kernels.cpu.native_calls import NativeCall
 from bitgrain.kernels.cpu.native_kernel import NativeKernel
 from bitgrain.kernels.cpu.native_packing import COLUMNS, NIBBLES, QUADS, pack_units
 from bitgrain.numerics.small_floats import E4M3FN, SMALL_FLOATS, decode, decode_table, encode
@@ -67,6 +68,9 @@ class BlockFloatLinear(NativeKernel):
 
     def apply(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         return self._grouped(x, prepared, bias)
+
+    def native_call(self, prepared: Prepared, bias: Tensor | None) -> NativeCall | str:
+        return self._grouped_call(prepared, bias)
 
 
 def _scales(weight: BlockFloatWeight) -> tuple[Tensor, Tensor | None, int, Tensor | None]:

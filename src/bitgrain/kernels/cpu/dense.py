@@ -1,4 +1,4 @@
-"""Unquantized weights through torch's own matrix product."""
+"""Unquantized weights: few rows by the native library, which reads the weights as they are stored; more by torch's own matrix product."""
 
 from __future__ import annotations
 
@@ -6,11 +6,25 @@ import torch
 from torch import Tensor
 
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
+from bitgrain.kernels.cpu.library import check, missing, native
+from bitgrain.kernels.cpu.native_calls import DenseCall, address
+from bitgrain.kernels.cpu.operators import DTYPE_IDS
 from bitgrain.weights import ActivationSpec, DenseWeight, Weight
+
+# Rows up to which the native product is faster than torch's: memory bounds both, but torch's is slow without instructions for the dtype.
+FEW_ROWS, FEW_SLOW_ROWS = 8, 64
+_HAS_INSTRUCTIONS = {torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported, torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported}
+
+
+def few_rows(dtype: torch.dtype) -> int:
+    """Rows of this dtype that the native library multiplies with dense weights; 0 without it."""
+    if missing():
+        return 0
+    return FEW_SLOW_ROWS if dtype in _HAS_INSTRUCTIONS and not _HAS_INSTRUCTIONS[dtype]() else FEW_ROWS
 
 
 class DenseLinear:
-    """y = x W^T + b, accumulated by torch in float32; where x and W differ, the 16-bit one of them is widened to float32, never narrowed."""
+    """y = x W^T + b, accumulated in float32; where x and W differ, the 16-bit one of them is widened to float32, never narrowed."""
 
     name = "cpu.dense"
     rank = 40
@@ -32,9 +46,24 @@ class DenseLinear:
         return Prepared(weight.shape, {"data": weight.data}, activation)
 
     def apply(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        if 0 < x.shape[0] <= few_rows(x.dtype) and not torch.compiler.is_compiling():
+            return self._few(x.contiguous(), prepared, bias)
         data = prepared.tensors["data"]
         if data.dtype is torch.float32 and x.dtype is not torch.float32:
             return torch.nn.functional.linear(x.float(), data, None if bias is None else bias.float()).to(x.dtype)
         if data.dtype != x.dtype:
             data = prepared.tensors["data"] = data.to(x.dtype)  # once: the first input tells the dtype
         return torch.nn.functional.linear(x, data, bias)
+
+    def native_call(self, prepared: Prepared, bias: Tensor | None) -> DenseCall:
+        data, (n, k) = prepared.tensors["data"], prepared.shape
+        return DenseCall(data.data_ptr(), address(bias), n, k, DTYPE_IDS[data.dtype])
+
+    def _few(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        call = self.native_call(prepared, bias)
+        y = x.new_empty(x.shape[0], call.n)
+        status = native().bg_dense(
+            x.data_ptr(), x.shape[0], call.k, call.weight, call.weight_dtype, call.n, call.bias, y.data_ptr(), DTYPE_IDS[x.dtype], torch.get_num_threads()
+        )
+        check(status, "dense product")
+        return y

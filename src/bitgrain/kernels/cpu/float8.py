@@ -8,6 +8,7 @@ from torch import Tensor
 from bitgrain.errors import BadValueError
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.cpu import panels
+from bitgrain.kernels.cpu.native_calls import NativeCall
 from bitgrain.kernels.cpu.native_kernel import NativeKernel
 from bitgrain.kernels.cpu.native_packing import COLUMNS, pack_units
 from bitgrain.weights import ActivationSpec, FloatWeight, Weight
@@ -52,3 +53,6 @@ class Float8Linear(NativeKernel):
 
     def apply(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         return self._grouped(x, prepared, bias)
+
+    def native_call(self, prepared: Prepared, bias: Tensor | None) -> NativeCall | str:
+        return self._grouped_call(prepared, bias)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.cpu import panels
+from bitgrain.kernels.cpu.native_calls import NativeCall
 from bitgrain.kernels.cpu.native_kernel import NativeKernel
 from bitgrain.kernels.cpu.native_packing import NIBBLES, QUADS, pack_units
 from bitgrain.weights import ActivationSpec, IntAffineWeight, Weight, WeightSpec
@@ -57,6 +58,9 @@ class IntAffineLinear(NativeKernel):
 
     def apply(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         return self._grouped(x, prepared, bias)
+
+    def native_call(self, prepared: Prepared, bias: Tensor | None) -> NativeCall | str:
+        return self._grouped_call(prepared, bias)
 
     def rows_refusal(self, spec: WeightSpec) -> str:
         return "" if spec.zero != "float" else "fractional zero points are rounded while they are packed"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.cpu import panels
+from bitgrain.kernels.cpu.native_calls import IntegerCall, NativeCall, address
 from bitgrain.kernels.cpu.native_kernel import NativeKernel
 from bitgrain.kernels.cpu.native_packing import QUADS, pack_units
 from bitgrain.weights import ActivationSpec, IntAffineWeight, Weight
@@ -66,13 +67,21 @@ class IntDotLinear(NativeKernel):
     def apply(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         from bitgrain.kernels.cpu.operators import integer_linear
 
-        act, t = prepared.activation, prepared.tensors
-        ranges = RANGES[act.granularity] if act.dynamic else STATIC
-        y: Tensor = integer_linear(
-            x, t["codes"], t["scale"], t["column_sums"], bias, prepared.shape[0], rules_of(act), ranges, 1.0 if act.scale is None else act.scale, act.zero,
-            act.top_code,
-        )
+        t = prepared.tensors
+        y: Tensor = integer_linear(x, t["codes"], t["scale"], t["column_sums"], bias, prepared.shape[0], *quantizer_of(prepared.activation))
         return y
+
+    def native_call(self, prepared: Prepared, bias: Tensor | None) -> NativeCall:
+        t, (n, k), (rules, ranges, scale, zero, top) = prepared.tensors, prepared.shape, quantizer_of(prepared.activation)
+        return IntegerCall(
+            address(t["codes"]), address(t["scale"]), address(t["column_sums"]), address(bias), n, k, t["codes"].shape[1], rules, ranges, zero, scale, top
+        )
+
+
+def quantizer_of(activation: ActivationSpec) -> tuple[int, int, float, int, float]:
+    """(rules, ranges, stored scale, stored zero point, top code) of the native quantizer."""
+    ranges = RANGES[activation.granularity] if activation.dynamic else STATIC
+    return rules_of(activation), ranges, 1.0 if activation.scale is None else activation.scale, activation.zero, activation.top_code
 
 
 def rules_of(activation: ActivationSpec) -> int:

@@ -20,6 +20,9 @@ FILE = Path(variable("BITGRAIN_CPU_LIBRARY") or Path(__file__).with_name("libbit
 POINTER, I32, I64, F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 SIGNATURES = {
     "bg_block_linear": [POINTER, I32, I64, I64, POINTER, POINTER, POINTER, I64, POINTER, POINTER, I32, I32],
+    "bg_dense": [POINTER, I64, I64, POINTER, I32, I64, POINTER, POINTER, I32, I32],
+    "bg_run_step": [POINTER, I64, POINTER, POINTER, POINTER],
+    "bg_step_scratch": [POINTER, I64, POINTER],
     "bg_grouped": [POINTER, I32, I64, I64, POINTER, POINTER, I32, POINTER, I32, POINTER, I32, F32, POINTER, I64, I64, I64, POINTER, POINTER, POINTER, I32, I32],
     "bg_grouped_table": [
         POINTER, I32, I64, I64, POINTER, POINTER, I32, POINTER, I32, POINTER, POINTER, POINTER, F32, POINTER, I32, F32, POINTER, I64, I64, I64, POINTER, POINTER,
@@ -55,7 +58,8 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
     if version != ABI_VERSION:
         return None, f"the native library has interface {version}, this package needs {ABI_VERSION}: build the package again"
     library.bg_instruction_set.restype = ctypes.c_char_p
-    library.bg_block_panel_bytes.restype, library.bg_peak.restype = I64, ctypes.c_double
+    library.bg_block_panel_bytes.restype = library.bg_step_scratch.restype = I64
+    library.bg_peak.restype = ctypes.c_double
     for name, arguments in SIGNATURES.items():
         getattr(library, name).argtypes = arguments
     asked = variable("BITGRAIN_CPU_ISA")

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from bitgrain.kernels.base import LinearProblem, Prepared, Refusal
 from bitgrain.kernels.cpu.library import build_stamp, instruction_set, missing
+from bitgrain.kernels.cpu.native_calls import NativeCall, grouped_call
 from bitgrain.kernels.cpu.panel_rows import decoded_rows
 from bitgrain.weights import ActivationSpec, WeightSpec
 
@@ -25,6 +26,12 @@ class NativeKernel:
     def refusal(self, problem: LinearProblem) -> Refusal | None:
         why = missing()
         return Refusal(why) if why else self._refusal(problem)
+
+    def _grouped_call(self, prepared: Prepared, bias: Tensor | None) -> NativeCall | str:
+        """The same product as the native library is told of it, for callers in it; or why there is none."""
+        if not prepared.activation.is_none:
+            return f"its input is quantized ({prepared.activation.describe()}) outside of the native library"
+        return grouped_call(prepared, bias)
 
     def _grouped(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         """The grouped product of a prepared weight with x, quantized as the scheme says."""

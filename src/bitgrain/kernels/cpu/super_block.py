@@ -10,6 +10,7 @@ from bitgrain.kernels import block_layouts
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.cpu import block_packing
 from bitgrain.kernels.cpu.library import instruction_set
+from bitgrain.kernels.cpu.native_calls import BlockCall, NativeCall, address
 from bitgrain.kernels.cpu.native_kernel import NativeKernel
 from bitgrain.weights import ActivationSpec, BlockFloatWeight, Weight
 
@@ -64,6 +65,10 @@ class SuperBlockLinear(NativeKernel):
         t = prepared.tensors
         y: Tensor = block_linear(x, t["packed"], t["format"], t.get("factor"), bias, prepared.shape[0], self.precision)
         return y
+
+    def native_call(self, prepared: Prepared, bias: Tensor | None) -> NativeCall:
+        t, (n, k) = prepared.tensors, prepared.shape
+        return BlockCall(t["format"].data_ptr(), t["packed"].data_ptr(), address(t.get("factor")), address(bias), n, k, self.precision)
 
     def rows(self, prepared: Prepared, index: Tensor) -> Tensor:
         """float32 [M, K]: rows int64 [M] of the weight, out of the prepared panels; the numbers of dequantize()."""
