@@ -159,7 +159,8 @@ def share_in_kernels(model: LanguageModel, run: Callable[[], list[float]]) -> fl
 @contextmanager
 def kernel_times(model: LanguageModel) -> Iterator[list[float]]:
     """One number that grows by the seconds that each call of any of the model's kernels takes."""
-    kernels = {id(s.kernel): s.kernel for s in (*model.selections.values(), *model.step_selections.values())}
+    chosen = (s.kernel for s in (*model.selections.values(), *model.step_selections.values()))
+    kernels = {id(kernel): kernel for kernel in chosen if hasattr(kernel, "apply")}  # not where modules run one by one
     inside = [0.0]
 
     def timed(apply: Callable[..., Any]) -> Callable[..., Any]:

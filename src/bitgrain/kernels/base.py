@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Union, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, Hadamard, Weight, WeightSpec
+
+if TYPE_CHECKING:
+    from bitgrain.kernels.decode_step import DecodeStepProblem
 
 
 class Fidelity(str, Enum):
@@ -188,7 +191,7 @@ class StepProblem:
         return f"{self.label}, {self.dtype}"
 
 
-Problem = LinearProblem | EmbeddingProblem | ExpertsProblem | HadamardProblem | StepProblem
+Problem = Union[LinearProblem, EmbeddingProblem, ExpertsProblem, HadamardProblem, StepProblem, "DecodeStepProblem"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def trial(problem: Problem) -> Callable[[Kernel, str], Pairs] | None:
     if isinstance(problem, HadamardProblem):
         return lambda kernel, device: _hadamard(kernel, problem, device)
     step = _STEPS.get(problem.operation)
-    if step is None or (problem.operation == "gate" and parse_gate(problem.detail) is None):
+    if step is None or not isinstance(problem, StepProblem) or (problem.operation == "gate" and parse_gate(problem.detail) is None):
         return None
     return lambda kernel, device: step(kernel, problem, device)
 

@@ -2,6 +2,7 @@
 
 from bitgrain.kernels.cpu.block_float import BlockFloatLinear
 from bitgrain.kernels.cpu.codebook import CODEBOOK_KERNELS
+from bitgrain.kernels.cpu.decode_step import NativeDecodeStep
 from bitgrain.kernels.cpu.dense import DenseLinear
 from bitgrain.kernels.cpu.embedding import SHARED_ROWS, DenseEmbedding
 from bitgrain.kernels.cpu.experts import NativeExperts
@@ -29,4 +30,5 @@ KERNELS = [
     ("rotary", "cpu", NativeRotary()),
     ("gate", "cpu", NativeGate()),
     ("attention", "cpu", NativeAttention()),
+    ("decode_step", "cpu", NativeDecodeStep()),
 ]

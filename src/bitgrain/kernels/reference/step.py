@@ -60,3 +60,12 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, interleaved: bool = False) -
         turned = torch.cat((-part[..., size // 2 :], part[..., : size // 2]), dim=-1)
     rotated = (part * cosine + turned * sine).to(x.dtype)
     return rotated if size == x.shape[-1] else torch.cat((rotated, x[..., size:]), dim=-1)
+
+
+class ReferenceDecodeStep(ReferenceStep):
+    """The modules run one by one; see kernels.decode_step.DecodeStepKernel."""
+
+    name = "reference.decode_step"
+
+    def prepare(self, step: object) -> None:
+        return None

@@ -1,0 +1,250 @@
+"""A whole decode step in one call of the native library."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitgrain.kernels.base import Fidelity, Refusal
+from bitgrain.kernels.cpu import native_calls as calls
+from bitgrain.kernels.cpu.dense import few_rows
+from bitgrain.kernels.cpu.library import check, missing, native
+from bitgrain.kernels.cpu.native_calls import ADDRESS, NUMBER, REAL, NativeCall, address
+from bitgrain.kernels.cpu.operators import DTYPE_IDS
+from bitgrain.kernels.cpu.step import NativeAttention, NativeGate, NativeNorm, NativeRotary
+from bitgrain.kernels.decode_step import (
+    AddOperation,
+    AppendOperation,
+    AttentionOperation,
+    DecodeStepProblem,
+    GateOperation,
+    LinearOperation,
+    NormOperation,
+    Operation,
+    Place,
+    RotaryOperation,
+    StepDescription,
+    StepRows,
+)  # fmt: skip
+
+# Rows of a step in general; see dense.few_rows for those with a dense matrix.
+MOST_ROWS = 256
+
+
+class _Place(ctypes.Structure):
+    _fields_ = [("buffer", NUMBER), ("column", NUMBER)]
+
+
+class _Operation(ctypes.Structure):
+    _fields_ = [("kind", NUMBER), ("source", _Place), ("second", _Place), ("target", _Place), ("call", ADDRESS)]
+
+
+class _Norm(NativeCall):
+    kind = calls.NORM
+    _fields_ = [("weight", ADDRESS), ("bias", ADDRESS), ("size", NUMBER), ("heads", NUMBER), ("wide", NUMBER), ("weight_dtype", NUMBER), ("eps", REAL)]
+
+
+class _Rotate(NativeCall):
+    kind = calls.ROTATE
+    _fields_ = [("size", NUMBER), ("heads", NUMBER), ("interleaved", NUMBER), ("angles", NUMBER)]
+
+
+class _Append(NativeCall):
+    kind = calls.APPEND
+    _fields_ = [("layer", NUMBER), ("key_width", NUMBER), ("value_width", NUMBER)]
+
+
+class _Attend(NativeCall):
+    kind = calls.ATTEND
+    _fields_ = [
+        ("sinks", ADDRESS), ("layer", NUMBER), ("heads", NUMBER), ("groups", NUMBER), ("size", NUMBER), ("value_size", NUMBER), ("window", NUMBER), ("scale", REAL),
+        ("cap", REAL),
+    ]  # fmt: skip
+
+
+class _Gate(NativeCall):
+    kind = calls.GATE
+    _fields_ = [("width", NUMBER)]
+
+
+class _Add(NativeCall):
+    kind = calls.ADD
+    _fields_ = [("width", NUMBER)]
+
+
+class _Angles(ctypes.Structure):
+    _fields_ = [("cosine", ADDRESS), ("sine", ADDRESS), ("turned", NUMBER)]
+
+
+class _State(ctypes.Structure):
+    _fields_ = [
+        ("buffers", ADDRESS), ("widths", ADDRESS), ("angles", ADDRESS), ("stores", ADDRESS), ("lengths", ADDRESS), ("rows", NUMBER), ("dtype", NUMBER),
+        ("threads", NUMBER),
+    ]  # fmt: skip
+
+
+class NativeDecodeStep:
+    """See kernels.decode_step.DecodeStepKernel: every operation by the function that its own kernel calls, in one parallel region.
+
+    What concerns a row alone is done by the thread that owns the row; threads meet around matrices, and around the attention of
+    long contexts.
+    """
+
+    name = "cpu.decode_step"
+    rank = 50
+
+    def state(self) -> str:
+        """ "available", or why not."""
+        return missing() or "available"
+
+    def fidelity(self, problem: DecodeStepProblem) -> Fidelity:
+        return Fidelity.EXACT
+
+    def refusal(self, problem: DecodeStepProblem) -> Refusal | None:
+        why = missing() or problem.obstacle
+        if why or problem.step is None:
+            return Refusal(why or "no module has said what it does")
+        for operation in problem.step.operations:
+            why = _obstacle(operation)
+            if why:
+                return Refusal(why)
+        return None
+
+    def prepare(self, step: StepDescription) -> NativeStep:
+        return NativeStep(self, step)
+
+    def apply(self, operations: Any, count: int, state: Any, scratch: Tensor, counters: Tensor) -> None:
+        """The native call alone, whose time is that of its operations."""
+        check(native().bg_run_step(operations, count, state, scratch.data_ptr(), counters.data_ptr()), "decode step")
+
+
+def _obstacle(operation: Operation) -> str:
+    """Why the library cannot run an operation; empty where it can."""
+    if isinstance(operation, LinearOperation):
+        describe = getattr(operation.kernel, "native_call", None)
+        if describe is None:
+            return f"{operation.kernel.name} is not a function of the native library that a step can call"
+        call = describe(operation.prepared, operation.bias)
+        return f"{operation.kernel.name}: {call}" if isinstance(call, str) else ""
+    wanted: dict[type, type] = {NormOperation: NativeNorm, RotaryOperation: NativeRotary, AttentionOperation: NativeAttention, GateOperation: NativeGate}
+    needed = wanted.get(type(operation))
+    kernel = getattr(operation, "kernel", None)
+    return "" if needed is None or isinstance(kernel, needed) else f"{kernel.name} runs where {needed.name} would have to"  # type: ignore[union-attr,attr-defined]
+
+
+class NativeStep:
+    """See kernels.decode_step.RunnableStep."""
+
+    def __init__(self, kernel: NativeDecodeStep, step: StepDescription) -> None:
+        self._kernel, self._dtype, self._widths = kernel, getattr(torch, step.dtype), tuple(step.widths)
+        operations = _joined(step.operations)
+        self._calls = [_CALLS[type(operation)](operation) for operation in operations]
+        self._kept = (step, operations)  # own what the calls point to
+        self._operations = (_Operation * len(operations))(*(_operation(o, call, self._widths) for o, call in zip(operations, self._calls, strict=True)))
+        dense = any(isinstance(call, calls.DenseCall) for call in self._calls)
+        self.most_rows = few_rows(self._dtype) if dense else MOST_ROWS
+        self._row_widths = (NUMBER * len(self._widths))(*self._widths)
+        self._counters = torch.zeros(len(operations), dtype=torch.int64)
+        self._frames: dict[int, _Frame] = {}
+        self._scratch = torch.empty(0, dtype=torch.uint8)
+        last = step.operations[-1]
+        assert isinstance(last, LinearOperation)
+        self._last = last.target.buffer
+
+    def run(self, rows: StepRows) -> Tensor:
+        count = len(rows.lengths)
+        frame = self._frames.get(count) or self._new_frame(count)
+        y = rows.x.new_empty(count, self._widths[self._last])
+        frame.addresses[0], frame.addresses[self._last] = rows.x.data_ptr(), y.data_ptr()
+        for angles, (cosine, sine) in zip(frame.angles, rows.angles, strict=True):
+            angles.cosine, angles.sine, angles.turned = cosine.data_ptr(), sine.data_ptr(), cosine.shape[-1]
+        frame.stores[:] = [store.data_ptr() for store in rows.stores]
+        frame.lengths[:] = rows.lengths
+        frame.state.threads = torch.get_num_threads()
+        state = ctypes.addressof(frame.state)
+        needed = native().bg_step_scratch(self._operations, len(self._operations), state)
+        if self._scratch.numel() < needed:
+            self._scratch = torch.empty(needed * 5 // 4, dtype=torch.uint8)  # contexts grow
+        self._kernel.apply(self._operations, len(self._operations), state, self._scratch, self._counters)
+        return y
+
+    def _new_frame(self, count: int) -> _Frame:
+        """Buffers for so many rows; larger ones are kept, so that batches that shrink and grow allocate nothing."""
+        if not self._frames or count > max(self._frames):
+            self._frames.clear()
+            self._buffers = [torch.empty(0 if place in (0, self._last) else count, width, dtype=self._dtype) for place, width in enumerate(self._widths)]
+        addresses = (ADDRESS * len(self._widths))(*(buffer.data_ptr() for buffer in self._buffers))
+        frame = _Frame(addresses, (_Angles * 2)(), (ADDRESS * count)(), (NUMBER * count)(), _State())
+        pointers = {name: ctypes.addressof(getattr(frame, name)) for name in ("angles", "stores", "lengths")}
+        frame.state = _State(buffers=ctypes.addressof(addresses), widths=ctypes.addressof(self._row_widths), rows=count, dtype=DTYPE_IDS[self._dtype], **pointers)
+        self._frames[count] = frame
+        return frame
+
+
+@dataclass(slots=True)
+class _Frame:
+    """What a step of so many rows is told, and the arrays that `state` points to."""
+
+    addresses: Any
+    angles: Any
+    stores: Any
+    lengths: Any
+    state: Any
+
+
+def _joined(operations: Sequence[Operation]) -> list[Operation]:
+    """The same with rotary embeddings of neighbours as one."""
+    found: list[Operation] = []
+    for one in operations:
+        before = found[-1] if found else None
+        if isinstance(one, RotaryOperation) and isinstance(before, RotaryOperation):
+            a, b = before.place, one.place
+            if a.buffer == b.buffer and a.first + a.width == b.first and replace(before, place=b) == one:
+                found[-1] = replace(before, place=Place(a.buffer, a.first, a.width + b.width))
+                continue
+        found.append(one)
+    return found
+
+
+def _linear(operation: LinearOperation) -> NativeCall:
+    call: NativeCall = operation.kernel.native_call(operation.prepared, operation.bias)
+    return call
+
+
+def _attend(o: AttentionOperation) -> _Attend:
+    scale = o.size**-0.5 if o.scale is None else o.scale
+    sinks = None if o.sinks is None else o.sinks.float()
+    call = _Attend(address(sinks), o.layer, o.heads, o.groups, o.size, o.size, o.window or 0, scale, o.cap or 0.0)
+    call.kept = sinks
+    return call
+
+
+_CALLS: dict[type, Callable[[Any], NativeCall]] = {
+    LinearOperation: _linear,
+    NormOperation: lambda o: _Norm(address(o.weight), address(o.bias), o.size, o.source.width // o.size, int(o.wide), DTYPE_IDS[o.weight.dtype], o.eps),
+    RotaryOperation: lambda o: _Rotate(o.size, o.place.width // o.size, int(o.interleaved), int(o.local)),
+    AppendOperation: lambda o: _Append(o.layer, o.keys.width, o.values.width),
+    AttentionOperation: _attend,
+    GateOperation: lambda o: _Gate(o.target.width),
+    AddOperation: lambda o: _Add(o.target.width),
+}
+
+
+def _operation(operation: Operation, call: NativeCall, widths: Sequence[int]) -> _Operation:
+    """The operation with its places; `second` is the gate's other half, or the values beside keys."""
+    if isinstance(operation, RotaryOperation):
+        places = (operation.place, operation.place, operation.place)
+    elif isinstance(operation, AppendOperation):
+        places = (operation.keys, operation.values, operation.keys)
+    elif isinstance(operation, GateOperation):
+        places = (operation.gate, operation.up, operation.target)
+    else:
+        places = (operation.source, operation.source, operation.target)
+    if call.whole:  # describe_step() gives matrices buffers of their own
+        assert all(place.first == 0 and place.width == widths[place.buffer] for place in places)
+    return _Operation(call.kind, *(_Place(place.buffer, place.first) for place in places), ctypes.addressof(call))
