@@ -60,10 +60,16 @@ class Rows:
             raise RequestError(
                 "KV cache", f"{stop} tokens", f"at most {self.most}, which it was made for", "make the cache for the whole sequence"
             )
-        if self._buffer is None or stop > self._buffer.shape[0]:
-            self._buffer = self._grown(rows, stop)
+        self.reserve(rows[:0], stop)
+        assert self._buffer is not None
         self._buffer[self.length : stop] = rows
         self.length = stop
+
+    def reserve(self, like: Tensor, rows: int) -> Tensor:
+        """The buffer, grown where it has room for fewer rows; a new one is as `like`, which is [0, ...]."""
+        if self._buffer is None or rows > self._buffer.shape[0]:
+            self._buffer = self._grown(like, rows)
+        return self._buffer
 
     def _grown(self, like: Tensor, needed: int) -> Tensor:
         capacity = FIRST_CAPACITY if self._buffer is None else 2 * self._buffer.shape[0]
@@ -101,6 +107,14 @@ class PlainStore(Store):
 
     def read(self, dtype: torch.dtype) -> Tensor:
         return self._rows.view().to(dtype)
+
+    def reserve(self, like: Tensor, rows: int) -> Tensor:
+        """The buffer [capacity, heads, D], capacity >= rows; a new one is as `like` [0, heads, D]."""
+        return self._rows.reserve(like, rows)
+
+    def advance(self) -> None:
+        """Count a row that was written into the buffer."""
+        self._rows.length += 1
 
     def truncate(self, length: int) -> None:
         self._rows.length = min(length, self._rows.length)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from bitgrain.kernels.decode_step import AppendOperation, AttentionOperation, Place, RotaryOperation, StepDescription, Undescribed
 from bitgrain.kvcache.cache import SequenceCache
+from bitgrain.kvcache.spec import KVCacheSpec
 from bitgrain.layers.norm import NormStyle
 
 if TYPE_CHECKING:
@@ -123,3 +125,23 @@ class Attention(nn.Module):
         cosine, sine = step.local if self.shape.local and step.local is not None else (step.cosine, step.sine)
         q, k = (self.rotary.apply(part, cosine, sine, self.shape.interleaved) for part in (q, k))
         return (q if step.query_scale is None else q * step.query_scale), k
+
+    def describe_step(self, step: StepDescription, source: Place, name: str) -> Place:
+        """Its operations in a decode step; see kernels.decode_step."""
+        shape = self.shape
+        if self.q_maps or self.k_maps:
+            raise Undescribed(f"{self.name} maps queries and keys behind the rotary embedding")
+        if self.cache_spec != KVCacheSpec():
+            raise Undescribed(f"{self.name} keeps a KV cache in {self.cache_spec.element}")
+        q, k, v = step.parts(self.qkv, source, f"{name}.qkv")
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm.describe_into(step, q, q), self.k_norm.describe_into(step, k, k)
+        for part in (q, k):
+            step.add(RotaryOperation(self.rotary, part, shape.head_dim, shape.interleaved, shape.local))
+        step.add(AppendOperation(self.index, k, v))
+        step.stores[self.index] = (shape.kv_heads, shape.head_dim)
+        mixed = step.place(f"{name}.mixed", q.width)
+        step.add(
+            AttentionOperation(self.kernel, q, mixed, self.index, shape.heads, shape.kv_heads, shape.head_dim, shape.window, self.sinks, shape.scale, shape.cap)
+        )
+        return step.through(self.o, mixed, f"{name}.o")

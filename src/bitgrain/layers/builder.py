@@ -21,6 +21,7 @@ from bitgrain.kernels.base import (
     Prepared,
     StepProblem,
 )
+from bitgrain.kernels.decode_step import DecodeStepProblem, RunnableStep, StepDescription
 from bitgrain.kernels.selection import Policy, Selection, refuse_linears, select, select_experts
 from bitgrain.kvcache.spec import KVCacheSpec
 from bitgrain.layers.cache_choice import choose_cache, of_latents
@@ -179,6 +180,13 @@ class ModelBuilder:
         if problem.label not in self.step_selections:
             self.step_selections[problem.label] = select(problem, self.options.platform, self.options.policy)
         return self.step_selections[problem.label].kernel
+
+    def decode_step(self, step: StepDescription | None, obstacle: str) -> RunnableStep | None:
+        """What runs a model's decode steps at once; None: its modules one by one."""
+        problem = DecodeStepProblem(self.dtype_name, step, obstacle)
+        selection = self.step_selections[problem.label] = select(problem, self.options.platform, self.options.policy)
+        runnable: RunnableStep | None = None if step is None else selection.kernel.prepare(step)
+        return runnable
 
     def vector(self, name: str, size: int, wide: bool = False) -> Tensor:
         """A one-dimensional parameter [size] in the dtype of activations; `wide`: in float32."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitgrain.kernels.base import LinearKernel, Prepared
+from bitgrain.kernels.decode_step import LinearOperation, Place, StepDescription, Undescribed
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, LowRank, Transform
 
 
@@ -47,6 +48,17 @@ class Linear(nn.Module):
             y = y + self.bias
         return y if self.quantized_output.is_none else self.quantized_output.fake_quantize(y).to(y.dtype)
 
+    def describe_step(self, step: StepDescription, source: Place, name: str) -> Place:
+        """Its operations in a decode step; see kernels.decode_step."""
+        beside = [what for what, there in (("maps its input or output", self.transforms or self.outputs), ("has a low-rank part", self.low_rank is not None)) if there]
+        if not self.quantized_output.is_none:
+            beside.append("quantizes its output")
+        if beside:
+            raise Undescribed(f"{self.name} {' and '.join(beside)}")
+        target = step.place(name, self.prepared.shape[0])
+        step.add(LinearOperation(self.kernel, source, target, self.prepared, self.bias))
+        return target
+
     @property
     def is_plain(self) -> bool:
         """Nothing but the kernel's product, the bias and the quantization of the output."""
@@ -80,6 +92,11 @@ class FusedLinear(nn.Module):
         parts = torch.split(self.linear(x), self.sizes, dim=-1)
         return tuple(parts[place] for place in self.places)
 
+    def describe_step(self, step: StepDescription, source: Place, name: str) -> tuple[Place, ...]:
+        """Its operations in a decode step; see kernels.decode_step."""
+        parts = self.linear.describe_step(step, source, name).split(self.sizes)
+        return tuple(parts[place] for place in self.places)
+
 
 class ParallelLinear(nn.Module):
     """Several linears side by side on one input; returns one output per part."""
@@ -90,3 +107,7 @@ class ParallelLinear(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(part(x) for part in self.parts)
+
+    def describe_step(self, step: StepDescription, source: Place, name: str) -> tuple[Place, ...]:
+        """Its operations in a decode step; see kernels.decode_step."""
+        return tuple(step.through(part, source, f"{name}.{i}") for i, part in enumerate(self.parts))

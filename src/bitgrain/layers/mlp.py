@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from bitgrain.kernels.base import Join
+from bitgrain.kernels.decode_step import GateOperation, Place, StepDescription
 from bitgrain.layers.activation import Gate, Gated
 
 if TYPE_CHECKING:
@@ -29,6 +30,13 @@ class GatedLinears(nn.Module):
         gate, up = self.gate_up(x)
         out: Tensor = self.down(self.gate.apply(self.join, gate, up))
         return out
+
+    def describe_step(self, step: StepDescription, source: Place, name: str) -> Place:
+        """Its operations in a decode step; see kernels.decode_step."""
+        gate, up = step.parts(self.gate_up, source, f"{name}.gate_up")
+        joined = step.place(f"{name}.joined", gate.width)
+        step.add(GateOperation(self.gate, self.join, gate, up, joined))
+        return step.through(self.down, joined, f"{name}.down")
 
 
 class GatedMLP(GatedLinears):

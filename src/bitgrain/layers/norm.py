@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from bitgrain.kernels.decode_step import NormOperation, Place, StepDescription
 from bitgrain.kernels.reference.step import ReferenceNorm
 from bitgrain.kernels.step import NormKernel
 
@@ -37,6 +38,15 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.kernel.apply(x, self.weight, self.bias, self.eps, self.wide)
+
+    def describe_step(self, step: StepDescription, source: Place, name: str) -> Place:
+        """Its operations in a decode step; see kernels.decode_step."""
+        return self.describe_into(step, source, step.place(name, source.width))
+
+    def describe_into(self, step: StepDescription, source: Place, target: Place) -> Place:
+        """The same, for each of the source's neighbours of the norm's size."""
+        step.add(NormOperation(self.kernel, source, target, self.weight.shape[0], self.weight, self.bias, self.eps, self.wide))
+        return target
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"

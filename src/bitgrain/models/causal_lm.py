@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bitgrain.formats.slots import ModelSlots
+from bitgrain.kernels.decode_step import StepDescription, Undescribed
 from bitgrain.kvcache.cache import SequenceCache
 from bitgrain.kvcache.spec import KVCacheSpec
 from bitgrain.layers.attention import Step
@@ -16,6 +17,7 @@ from bitgrain.layers.builder import ModelBuilder
 from bitgrain.layers.rotary import Rotary
 from bitgrain.models.batch import Batch, check_batch
 from bitgrain.models.config import ModelConfig, Traits
+from bitgrain.models.decode_step import Decoder
 from bitgrain.models.decoder import DecoderLayer, layers, norm
 from bitgrain.models.language_model import LanguageModel
 
@@ -49,6 +51,7 @@ class CausalLM(LanguageModel):
         angles = torch.float32 if self.wide_rope else builder.dtype
         self.rotary = Rotary(config.rope, angles, self.interleaved)
         self.local_rotary = None if config.local_rope is None else Rotary(config.local_rope, angles, self.interleaved)
+        self.decoder = Decoder.of(self, builder)
 
     @classmethod
     @abstractmethod
@@ -91,12 +94,32 @@ class CausalLM(LanguageModel):
         x: Tensor = self.embed(batch.tokens.to(device))
         if self.config.embedding_scale is not None:
             x = x * float(torch.tensor(self.config.embedding_scale, dtype=x.dtype))  # rounded as the library does; a host's number
+        stores = None if self.decoder is None else self.decoder.stores(batch)
+        if self.decoder is not None and stores is not None:
+            return self._capped(self.decoder.run(x, step, batch, stores))
         for layer in self.layers:
             x = layer(x, step)
         wanted = x[batch.logit_rows.to(device)]
         if not len(wanted):  # parts of prompts only: no kernel is asked for a product without rows
             return x.new_zeros(0, self.vocab_size, dtype=torch.float32)
-        logits: Tensor = self.head(self.norm(wanted))
+        return self._capped(self.head(self.norm(wanted)))
+
+    def describe_step(self, step: StepDescription) -> None:
+        """Add the operations of a decode step, from the embedded tokens to the logits.
+
+        Raises:
+            Undescribed: a module cannot say what it does.
+        """
+        if self.config.query_growth is not None:
+            raise Undescribed("queries grow with their positions")
+        if self.rotary.dtype != self.dtype:
+            raise Undescribed("rotary angles are float32, and activations are not")
+        x = step.place("x", self.config.hidden_size)
+        for layer in self.layers:
+            step.through(layer, x, "layer")
+        step.through(self.head, step.through(self.norm, x, "final"), "logits")
+
+    def _capped(self, logits: Tensor) -> Tensor:
         cap = self.config.logit_cap
         return (logits if cap is None else torch.tanh(logits / cap) * cap).float()
 

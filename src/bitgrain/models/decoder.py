@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bitgrain.formats.base import ModuleKind
 from bitgrain.formats.expert_stacks import ExpertStack
 from bitgrain.formats.slots import ModelSlots, ModuleSlot
+from bitgrain.kernels.decode_step import AddOperation, Place, StepDescription
 from bitgrain.layers.attention import Attention, AttentionShape, Step
 from bitgrain.layers.builder import ModelBuilder
 from bitgrain.layers.latent_attention import LatentAttention, LatentShape
@@ -64,6 +65,16 @@ class DecoderLayer(nn.Module):
         x = x + self.attention_out_norm(self.attention(self.attention_norm(x), step))
         out: Tensor = x + self.mlp_out_norm(self.mlp(self.mlp_norm(x)))
         return out
+
+    def describe_step(self, step: StepDescription, x: Place, name: str) -> Place:
+        """Its operations in a decode step, on `x` in place; see kernels.decode_step."""
+        blocks = (("attention", self.attention_norm, self.attention, self.attention_out_norm), ("mlp", self.mlp_norm, self.mlp, self.mlp_out_norm))
+        for part, before, block, behind in blocks:
+            inner = x if isinstance(before, nn.Identity) else step.through(before, x, f"{name}.normed")
+            out = step.through(block, inner, f"{name}.{part}")
+            out = out if isinstance(behind, nn.Identity) else step.through(behind, out, f"{name}.out")
+            step.add(AddOperation(out, x))
+        return x
 
 
 def norm(builder: ModelBuilder, name: str) -> RMSNorm:
