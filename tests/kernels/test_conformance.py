@@ -15,7 +15,9 @@ from bitgrain.platforms.probe import counting_on, generations, present, probe
 from bitgrain.weights import NO_ACTIVATION
 
 SETS = library.available_sets()
-HERE = [(o, kernel) for o in operations() for kernel in candidates(o, "cpu")]
+# held to the bits of a model's modules instead: test_decode_step
+WHOLE_STEPS = {"decode_step"}
+HERE = [(o, kernel) for o in operations() if o not in WHOLE_STEPS for kernel in candidates(o, "cpu")]
 # experts are two linears, which their own cases hold to the definition: of the floor, one case of each weight
 DEPTHS = {"reference.experts": Depth.SLICE}
 # of a kernel that runs in an interpreter, or on models of operators
@@ -45,7 +47,7 @@ def assert_conforms(result):
 
 
 def test_every_operation_has_a_definition():
-    assert set(operations()) <= set(OPERATIONS)
+    assert set(operations()) == set(OPERATIONS) | WHOLE_STEPS
     assert all(any(True for _ in cases(operation, "cpu")) for operation in OPERATIONS)
 
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import bitgrain
+from bitgrain.engine.llm import LLM
+from bitgrain.errors import RequestError, RunError
 from bitgrain.kernels.cpu import library
 from bitgrain.models.batch import Batch, Segment
 from tests.checkpoints import write_checkpoint
@@ -99,3 +101,145 @@ def test_steps_have_the_bits_of_the_modules(pair, lengths, threads):
         assert_equal_caches(ours, theirs)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """As `pair`, of integers of four bits."""
+    place = written(tmp_path_factory.mktemp("models"), **QWEN3)
+    return bitgrain.load_model(place, device="cpu", quantization="int4"), bitgrain.load_model(place, device="cpu", quantization="int4", **FLOOR)
+
+
+@pytest.fixture
+def taken(models, monkeypatch):
+    """Rows of each step that runs natively."""
+    runnable, counts = models[0].decoder.runnable, []
+    before = type(runnable).run
+    monkeypatch.setattr(type(runnable), "run", lambda self, rows: counts.append(len(rows.lengths)) or before(self, rows))
+    return counts
+
+
+def test_both_ways_alternate_on_the_same_caches(models, taken):
+    native, floor = models
+    ours, theirs = prompted(native, (3, 7)), prompted(floor, (3, 7))
+    for model in (native, floor, native, native, floor):
+        assert torch.equal(step(model, ours), step(floor, theirs))
+    assert_equal_caches(ours, theirs)
+    assert taken == [2, 2, 2]
+
+
+def test_more_rows_than_before_and_fewer_again(models, taken):
+    native, floor = models
+    lengths = (3, 0, 12, 1, 1, 30, 2)
+    ours, theirs = prompted(native, lengths), prompted(floor, lengths)
+    taken.clear()
+    for count in (1, 7, 2, 7):
+        assert torch.equal(step(native, ours[:count]), step(floor, theirs[:count]))
+    assert_equal_caches(ours, theirs)
+    assert taken == [1, 7, 2, 7]
+
+
+def test_row_has_its_bits_whatever_the_others(models):
+    model = models[0]
+    lengths = (3, 0, 12, 1, 1, 30, 2)
+    together = step(model, prompted(model, lengths))
+    for row, length in enumerate(lengths):
+        assert torch.equal(together[row], step(model, prompted(model, (length,)), torch.tensor([3 + row]))[0])
+
+
+def test_long_context_is_shared_among_threads(models):
+    native, floor = models
+    ours, theirs = prompted(native, (99, 2)), prompted(floor, (99, 2))
+    before = torch.get_num_threads()
+    for cache in (*ours, *theirs):
+        cache.truncate(min(cache.length, 98))
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(step(native, ours), step(floor, theirs))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_prompts_mixed_batches_and_other_logits_run_by_modules(models, taken):
+    model = models[0]
+    caches = prompted(model, (3, 3, 3))
+    rows = tuple(Segment(cache, row, 1) for row, cache in enumerate(caches[:2]))
+    mixed = Batch(torch.arange(4), torch.tensor([3, 3, 3, 4]), (*rows, Segment(caches[2], 2, 2)), torch.tensor([0, 1, 3]))
+    assert model.forward(mixed).shape == (3, 50)
+    assert step(model, caches, rows=torch.tensor([2, 0])).shape == (2, 50)
+    assert taken == [] and [c.length for c in caches] == [5, 5, 6]
+
+
+def test_more_rows_than_the_dense_product_takes_run_by_modules(models, taken, monkeypatch):
+    native, floor = models
+    monkeypatch.setattr(native.decoder.runnable, "most_rows", 2)
+    ours, theirs = prompted(native, (2, 2, 2)), prompted(floor, (2, 2, 2))
+    assert torch.equal(step(native, ours), step(floor, theirs)) and taken == []
+
+
+def test_cache_of_another_kind_runs_by_modules(models, taken, tmp_path):
+    model = models[0]
+    other = bitgrain.load_model(written(tmp_path, **QWEN3), device="cpu", quantization="int4", kv_cache="int8")
+    cache = other.new_cache(20)
+    assert cache.addresses(model.decoder.shapes, torch.bfloat16) is None
+    assert step(model, [cache]).shape == (1, 50)
+    assert taken == [] and cache.length == 1
+
+
+def test_cache_of_another_dtype_has_no_addresses(models):
+    (cache,) = prompted(models[0], (3,))
+    shapes = models[0].decoder.shapes
+    assert cache.addresses(shapes, torch.bfloat16).numel() == 4
+    assert cache.addresses(shapes, torch.float32) is None and cache.addresses(((4, 16),) * 2, torch.bfloat16) is None
+
+
+def test_full_cache_is_refused_and_stays_as_it_is(models, taken):
+    model = models[0]
+    cache = model.new_cache(4)
+    model.forward(Batch(torch.arange(4), torch.arange(4), (Segment(cache, 0, 4),), torch.tensor([3])))
+    with pytest.raises(RequestError, match="cache's room"):
+        step(model, [cache])
+    with pytest.raises(RequestError, match="at most 4"):
+        cache.addresses(model.decoder.shapes, torch.bfloat16)
+    assert taken == [] and cache.length == 4
+
+
+def test_failed_call_leaves_the_lengths_and_the_next_step_its_bits(models, monkeypatch):
+    native, floor = models
+    ours, theirs = prompted(native, (5,)), prompted(floor, (5,))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(native.decoder.runnable._kernel), "apply", lambda *given: library.check(3, "decode step"))
+        with pytest.raises(RunError, match="decode step"):
+            step(native, ours)
+    assert ours[0].length == 5
+    assert torch.equal(step(native, ours), step(floor, theirs))
+
+
+def test_engine_gives_the_tokens_of_the_floor(models, taken):
+    prompts = [[5, 9, 17], [2, 2], [33, 1, 4, 4, 8]]
+    found = []
+    for model in models:
+        with LLM.from_parts(model, None) as llm:
+            found.append([c.token_ids for c in llm.generate(prompts, bitgrain.SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True))])
+    assert found[0] == found[1] and taken
+
+
+REFUSALS = {
+    "experts": ({**QWEN3, "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2,
+                 "moe_intermediate_size": 64, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}, {}, "SparseMLP does not describe itself"),
+    "cache": (LLAMA, {"kv_cache": "int8"}, "keeps a KV cache in int8"),
+    "gate": ({"architectures": ["GemmaForCausalLM"], "model_type": "gemma", "hidden_act": "gelu_pytorch_tanh"}, {}, "reference.gate runs where cpu.gate"),
+    "norm": (LLAMA, {"forbid": ("cpu.norm",)}, "reference.norm runs where cpu.norm"),
+    "linear": (LLAMA, {"quantization": "int4", "kernels": {"linear": "reference.linear"}}, "reference.linear is not a function"),
+    "activation": (LLAMA, {"quantization": "mxfp4-a8"}, "its input is quantized"),
+    "angles": ({"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"}, {"dtype": "bfloat16"}, "angles are float32"),
+    "forbidden": (LLAMA, {"forbid": ("cpu.decode_step",)}, "forbidden"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", sorted(REFUSALS))
+def test_refusal_says_why_and_the_modules_run(what, tmp_path):
+    changes, options, reason = REFUSALS[what]
+    model = bitgrain.load_model(written(tmp_path, **changes), device="cpu", **options)
+    assert reason in refused(model)
+    assert step(model, prompted(model, (3,))).shape == (1, 50)

@@ -30,6 +30,7 @@ class SequenceCache:
         self._layers = [make_stores(spec, max_tokens) for spec in specs]
         self._addresses: Tensor | None = None  # of the buffers as they are, with room for so many tokens
         self._room = 0
+        self._addressed: tuple[object, ...] = ()  # what they were asked for
 
     @property
     def length(self) -> int:
@@ -66,7 +67,7 @@ class SequenceCache:
             RequestError: no room for another token.
         """
         needed = self.length + 1
-        if self._addresses is not None and needed <= self._room:
+        if self._addresses is not None and needed <= self._room and self._addressed == (shapes, dtype):
             return self._addresses
         if needed > self.max_tokens:
             raise RequestError("KV cache", f"{needed} tokens", f"at most {self.max_tokens}, which it was made for", "make the cache for the whole sequence")
@@ -78,6 +79,7 @@ class SequenceCache:
         if any(b is None or b.shape[1:] != like.shape[1:] or b.dtype != dtype or b.device != like.device for b, like in zip(buffers, wanted, strict=True)):
             return None
         found = [b for b in buffers if b is not None]
+        self._addressed = (shapes, dtype)
         self._addresses, self._room = torch.tensor([b.data_ptr() for b in found], dtype=torch.int64), min(b.shape[0] for b in found)
         return self._addresses
 

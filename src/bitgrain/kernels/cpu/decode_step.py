@@ -11,10 +11,25 @@ import torch
 from torch import Tensor
 
 from bitgrain.kernels.base import Fidelity, Refusal
-from bitgrain.kernels.cpu import native_calls as calls
 from bitgrain.kernels.cpu.dense import few_rows
 from bitgrain.kernels.cpu.library import check, missing, native
-from bitgrain.kernels.cpu.native_calls import ADDRESS, NUMBER, REAL, NativeCall, address
+from bitgrain.kernels.cpu.native_calls import (
+    ADDRESS,
+    NUMBER,
+    AddCall,
+    AppendCall,
+    AttendCall,
+    DenseCall,
+    GateCall,
+    NativeCall,
+    NormCall,
+    RotateCall,
+    StepAngles,
+    StepPlace,
+    StepState,
+    address,
+)
+from bitgrain.kernels.cpu.native_calls import StepOperation as NativeOperation
 from bitgrain.kernels.cpu.operators import DTYPE_IDS
 from bitgrain.kernels.cpu.step import NativeAttention, NativeGate, NativeNorm, NativeRotary
 from bitgrain.kernels.decode_step import (
@@ -30,62 +45,10 @@ from bitgrain.kernels.decode_step import (
     RotaryOperation,
     StepDescription,
     StepRows,
-)  # fmt: skip
+)
 
 # Rows of a step in general; see dense.few_rows for those with a dense matrix.
 MOST_ROWS = 256
-
-
-class _Place(ctypes.Structure):
-    _fields_ = [("buffer", NUMBER), ("column", NUMBER)]
-
-
-class _Operation(ctypes.Structure):
-    _fields_ = [("kind", NUMBER), ("source", _Place), ("second", _Place), ("target", _Place), ("call", ADDRESS)]
-
-
-class _Norm(NativeCall):
-    kind = calls.NORM
-    _fields_ = [("weight", ADDRESS), ("bias", ADDRESS), ("size", NUMBER), ("heads", NUMBER), ("wide", NUMBER), ("weight_dtype", NUMBER), ("eps", REAL)]
-
-
-class _Rotate(NativeCall):
-    kind = calls.ROTATE
-    _fields_ = [("size", NUMBER), ("heads", NUMBER), ("interleaved", NUMBER), ("angles", NUMBER)]
-
-
-class _Append(NativeCall):
-    kind = calls.APPEND
-    _fields_ = [("layer", NUMBER), ("key_width", NUMBER), ("value_width", NUMBER)]
-
-
-class _Attend(NativeCall):
-    kind = calls.ATTEND
-    _fields_ = [
-        ("sinks", ADDRESS), ("layer", NUMBER), ("heads", NUMBER), ("groups", NUMBER), ("size", NUMBER), ("value_size", NUMBER), ("window", NUMBER), ("scale", REAL),
-        ("cap", REAL),
-    ]  # fmt: skip
-
-
-class _Gate(NativeCall):
-    kind = calls.GATE
-    _fields_ = [("width", NUMBER)]
-
-
-class _Add(NativeCall):
-    kind = calls.ADD
-    _fields_ = [("width", NUMBER)]
-
-
-class _Angles(ctypes.Structure):
-    _fields_ = [("cosine", ADDRESS), ("sine", ADDRESS), ("turned", NUMBER)]
-
-
-class _State(ctypes.Structure):
-    _fields_ = [
-        ("buffers", ADDRESS), ("widths", ADDRESS), ("angles", ADDRESS), ("stores", ADDRESS), ("lengths", ADDRESS), ("rows", NUMBER), ("dtype", NUMBER),
-        ("threads", NUMBER),
-    ]  # fmt: skip
 
 
 class NativeDecodeStep:
@@ -145,8 +108,8 @@ class NativeStep:
         operations = _joined(step.operations)
         self._calls = [_CALLS[type(operation)](operation) for operation in operations]
         self._kept = (step, operations)  # own what the calls point to
-        self._operations = (_Operation * len(operations))(*(_operation(o, call, self._widths) for o, call in zip(operations, self._calls, strict=True)))
-        dense = any(isinstance(call, calls.DenseCall) for call in self._calls)
+        self._operations = (NativeOperation * len(operations))(*(_operation(o, call, self._widths) for o, call in zip(operations, self._calls, strict=True)))
+        dense = any(isinstance(call, DenseCall) for call in self._calls)
         self.most_rows = few_rows(self._dtype) if dense else MOST_ROWS
         self._row_widths = (NUMBER * len(self._widths))(*self._widths)
         self._counters = torch.zeros(len(operations), dtype=torch.int64)
@@ -179,9 +142,9 @@ class NativeStep:
             self._frames.clear()
             self._buffers = [torch.empty(0 if place in (0, self._last) else count, width, dtype=self._dtype) for place, width in enumerate(self._widths)]
         addresses = (ADDRESS * len(self._widths))(*(buffer.data_ptr() for buffer in self._buffers))
-        frame = _Frame(addresses, (_Angles * 2)(), (ADDRESS * count)(), (NUMBER * count)(), _State())
+        frame = _Frame(addresses, (StepAngles * 2)(), (ADDRESS * count)(), (NUMBER * count)(), StepState())
         pointers = {name: ctypes.addressof(getattr(frame, name)) for name in ("angles", "stores", "lengths")}
-        frame.state = _State(buffers=ctypes.addressof(addresses), widths=ctypes.addressof(self._row_widths), rows=count, dtype=DTYPE_IDS[self._dtype], **pointers)
+        frame.state = StepState(buffers=ctypes.addressof(addresses), widths=ctypes.addressof(self._row_widths), rows=count, dtype=DTYPE_IDS[self._dtype], **pointers)
         self._frames[count] = frame
         return frame
 
@@ -216,26 +179,26 @@ def _linear(operation: LinearOperation) -> NativeCall:
     return call
 
 
-def _attend(o: AttentionOperation) -> _Attend:
+def _attend(o: AttentionOperation) -> AttendCall:
     scale = o.size**-0.5 if o.scale is None else o.scale
     sinks = None if o.sinks is None else o.sinks.float()
-    call = _Attend(address(sinks), o.layer, o.heads, o.groups, o.size, o.size, o.window or 0, scale, o.cap or 0.0)
-    call.kept = sinks
+    call = AttendCall(address(sinks), o.layer, o.heads, o.groups, o.size, o.size, o.window or 0, scale, o.cap or 0.0)
+    call.kept = sinks  # the structure holds an address only
     return call
 
 
 _CALLS: dict[type, Callable[[Any], NativeCall]] = {
     LinearOperation: _linear,
-    NormOperation: lambda o: _Norm(address(o.weight), address(o.bias), o.size, o.source.width // o.size, int(o.wide), DTYPE_IDS[o.weight.dtype], o.eps),
-    RotaryOperation: lambda o: _Rotate(o.size, o.place.width // o.size, int(o.interleaved), int(o.local)),
-    AppendOperation: lambda o: _Append(o.layer, o.keys.width, o.values.width),
+    NormOperation: lambda o: NormCall(address(o.weight), address(o.bias), o.size, o.source.width // o.size, int(o.wide), DTYPE_IDS[o.weight.dtype], o.eps),
+    RotaryOperation: lambda o: RotateCall(o.size, o.place.width // o.size, int(o.interleaved), int(o.local)),
+    AppendOperation: lambda o: AppendCall(o.layer, o.keys.width, o.values.width),
     AttentionOperation: _attend,
-    GateOperation: lambda o: _Gate(o.target.width),
-    AddOperation: lambda o: _Add(o.target.width),
+    GateOperation: lambda o: GateCall(o.target.width),
+    AddOperation: lambda o: AddCall(o.target.width),
 }
 
 
-def _operation(operation: Operation, call: NativeCall, widths: Sequence[int]) -> _Operation:
+def _operation(operation: Operation, call: NativeCall, widths: Sequence[int]) -> NativeOperation:
     """The operation with its places; `second` is the gate's other half, or the values beside keys."""
     if isinstance(operation, RotaryOperation):
         places = (operation.place, operation.place, operation.place)
@@ -247,4 +210,4 @@ def _operation(operation: Operation, call: NativeCall, widths: Sequence[int]) ->
         places = (operation.source, operation.source, operation.target)
     if call.whole:  # describe_step() gives matrices buffers of their own
         assert all(place.first == 0 and place.width == widths[place.buffer] for place in places)
-    return _Operation(call.kind, *(_Place(place.buffer, place.first) for place in places), ctypes.addressof(call))
+    return NativeOperation(call.kind, *(StepPlace(place.buffer, place.first) for place in places), ctypes.addressof(call))

@@ -57,7 +57,9 @@ class DenseLinear:
 
     def native_call(self, prepared: Prepared, bias: Tensor | None) -> DenseCall:
         data, (n, k) = prepared.tensors["data"], prepared.shape
-        return DenseCall(data.data_ptr(), address(bias), n, k, DTYPE_IDS[data.dtype])
+        call = DenseCall(data.data_ptr(), address(bias), n, k, DTYPE_IDS[data.dtype])
+        call.kept = data  # apply() may put another in its place
+        return call
 
     def _few(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         call = self.native_call(prepared, bias)

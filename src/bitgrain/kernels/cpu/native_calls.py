@@ -1,4 +1,4 @@
-"""How a matrix is described to the native library: structures of native/include/decode_step.hpp, filled from prepared tensors.
+"""How matrices and steps are described to the native library: the structures of native/include/decode_step.hpp.
 
 A structure holds addresses only; its owner keeps the tensors.
 """
@@ -22,8 +22,9 @@ class NativeCall(ctypes.Structure):
     """What an operation of the step runs; `kind` says which."""
 
     kind: ClassVar[int]
-    # y of whole rows of a buffer only, x likewise
+    # reads and writes whole rows of buffers only
     whole: ClassVar[bool] = False
+    kept: Tensor | None = None
 
 
 class BlockCall(NativeCall):
@@ -58,6 +59,78 @@ class IntegerCall(NativeCall):
     _fields_ = [
         ("codes", ADDRESS), ("scale", ADDRESS), ("column_sums", ADDRESS), ("bias", ADDRESS), ("n", NUMBER), ("k", NUMBER), ("quads", NUMBER), ("rules", NUMBER),
         ("ranges", NUMBER), ("static_zero", NUMBER), ("static_scale", REAL), ("top", REAL),
+    ]  # fmt: skip
+
+
+class StepPlace(ctypes.Structure):
+    """A column of a buffer."""
+
+    _fields_ = [("buffer", NUMBER), ("column", NUMBER)]
+
+
+class StepOperation(ctypes.Structure):
+    """One operation, and where its own structure lies."""
+
+    _fields_ = [("kind", NUMBER), ("source", StepPlace), ("second", StepPlace), ("target", StepPlace), ("call", ADDRESS)]
+
+
+class NormCall(NativeCall):
+    """Norms of neighbours of `size` entries."""
+
+    kind = NORM
+    _fields_ = [("weight", ADDRESS), ("bias", ADDRESS), ("size", NUMBER), ("heads", NUMBER), ("wide", NUMBER), ("weight_dtype", NUMBER), ("eps", REAL)]
+
+
+class RotateCall(NativeCall):
+    """Heads that are turned in place."""
+
+    kind = ROTATE
+    _fields_ = [("size", NUMBER), ("heads", NUMBER), ("interleaved", NUMBER), ("angles", NUMBER)]
+
+
+class AppendCall(NativeCall):
+    """Keys and values for the stores of a layer."""
+
+    kind = APPEND
+    _fields_ = [("layer", NUMBER), ("key_width", NUMBER), ("value_width", NUMBER)]
+
+
+class AttendCall(NativeCall):
+    """Attention of one query per row."""
+
+    kind = ATTEND
+    _fields_ = [
+        ("sinks", ADDRESS), ("layer", NUMBER), ("heads", NUMBER), ("groups", NUMBER), ("size", NUMBER), ("value_size", NUMBER), ("window", NUMBER), ("scale", REAL),
+        ("cap", REAL),
+    ]  # fmt: skip
+
+
+class GateCall(NativeCall):
+    """silu(gate) * up."""
+
+    kind = GATE
+    _fields_ = [("width", NUMBER)]
+
+
+class AddCall(NativeCall):
+    """target += source."""
+
+    kind = ADD
+    _fields_ = [("width", NUMBER)]
+
+
+class StepAngles(ctypes.Structure):
+    """Cosines and sines of the rows."""
+
+    _fields_ = [("cosine", ADDRESS), ("sine", ADDRESS), ("turned", NUMBER)]
+
+
+class StepState(ctypes.Structure):
+    """What changes from step to step."""
+
+    _fields_ = [
+        ("buffers", ADDRESS), ("widths", ADDRESS), ("angles", ADDRESS), ("stores", ADDRESS), ("lengths", ADDRESS), ("rows", NUMBER), ("dtype", NUMBER),
+        ("threads", NUMBER),
     ]  # fmt: skip
 
 
