@@ -1,7 +1,7 @@
 // The kernel of dense.hpp over vectors of eight floats, which the compiler maps to the instruction set that the including file is
 // compiled for.  Internal linkage.
 #pragma once
-#ifdef __F16C__
+#if defined(__AVX2__) && defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -15,8 +15,6 @@ constexpr int64_t DENSE_LANES = 16;
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed to inlined functions only
 typedef float Floats __attribute__((vector_size(32)));
-typedef uint32_t Words __attribute__((vector_size(32)));
-typedef uint16_t Halves __attribute__((vector_size(16)));
 
 // Always inlined: the two vectors stay in registers.
 #define INLINE inline __attribute__((always_inline))
@@ -34,14 +32,13 @@ INLINE Floats float_lanes(const float* from) {
 template <int32_t DTYPE>
 INLINE Floats weight_lanes(const void* from, int64_t at) {
   if (DTYPE == F32) return float_lanes(static_cast<const float*>(from) + at);
-  Halves raw;
-  std::memcpy(&raw, static_cast<const uint16_t*>(from) + at, sizeof raw);
-  if (DTYPE == BF16) return Floats(__builtin_convertvector(raw, Words) << 16);
-#ifdef __F16C__
-  return Floats(_mm256_cvtph_ps(__m128i(raw)));
+  const uint16_t* const raw = static_cast<const uint16_t*>(from) + at;
+#if defined(__AVX2__) && defined(__F16C__)
+  const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(raw));
+  return Floats(DTYPE == F16 ? _mm256_cvtph_ps(eight) : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16)));
 #else
   Floats value;
-  for (int lane = 0; lane < 8; ++lane) value[lane] = half_to_float(raw[lane]);
+  for (int lane = 0; lane < 8; ++lane) value[lane] = DTYPE == F16 ? half_to_float(raw[lane]) : bf16_to_float(raw[lane]);
   return value;
 #endif
 }

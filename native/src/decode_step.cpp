@@ -35,6 +35,13 @@ const Call& call_of(const StepOperation& operation) {
 
 bool runs_alone(const StepOperation& operation) { return operation.kind == STEP_GROUPED || operation.kind == STEP_INTEGER; }
 
+// Whether threads share any of these operations.
+bool is_shared(const StepOperation* first, const StepOperation* last, const StepState& state) {
+  return state.rows > 1 || std::any_of(first, last, [](const StepOperation& one) {
+           return one.kind == STEP_BLOCK || one.kind == STEP_DENSE || one.kind == STEP_ATTEND;
+         });
+}
+
 int64_t longest(const StepState& state) { return state.rows ? 1 + *std::max_element(state.lengths, state.lengths + state.rows) : 1; }
 
 int64_t attention_room(const AttendCall& call, int64_t total) {
@@ -228,7 +235,7 @@ EXPORT int32_t bg_run_step(const StepOperation* operations, int64_t count, const
     }
     int64_t last = first;
     while (last < count && !runs_alone(operations[last])) ++last;
-#pragma omp parallel num_threads(int(state->threads))
+#pragma omp parallel num_threads(int(state->threads)) if (is_shared(operations + first, operations + last, *state))
     {
       Worker worker(*state, room, scratch, omp_get_thread_num(), omp_get_num_threads());
       for (int64_t i = first; i < last; ++i) worker.run(operations[i], counters + i);

@@ -170,7 +170,16 @@ def test_prompts_mixed_batches_and_other_logits_run_by_modules(models, taken):
     assert taken == [] and [c.length for c in caches] == [5, 5, 6]
 
 
-def test_more_rows_than_the_dense_product_takes_run_by_modules(models, taken, monkeypatch):
+def test_head_of_more_rows_than_the_dense_product_takes_runs_behind_the_call(models, taken, monkeypatch):
+    native, floor = models
+    ours, theirs = prompted(native, (2, 5, 3)), prompted(floor, (2, 5, 3))
+    monkeypatch.setattr(native.decoder.runnable, "_rows_with_head", 2)
+    for count in (3, 2, 1, 3):
+        assert torch.equal(step(native, ours[:count]), step(floor, theirs[:count]))
+    assert taken == [3, 2, 1, 3]
+
+
+def test_more_rows_than_a_step_takes_run_by_modules(models, taken, monkeypatch):
     native, floor = models
     monkeypatch.setattr(native.decoder.runnable, "most_rows", 2)
     ours, theirs = prompted(native, (2, 2, 2)), prompted(floor, (2, 2, 2))

@@ -109,32 +109,39 @@ class NativeStep:
         self._calls = [_CALLS[type(operation)](operation) for operation in operations]
         self._kept = (step, operations)  # own what the calls point to
         self._operations = (NativeOperation * len(operations))(*(_operation(o, call, self._widths) for o, call in zip(operations, self._calls, strict=True)))
-        dense = any(isinstance(call, DenseCall) for call in self._calls)
-        self.most_rows = few_rows(self._dtype) if dense else MOST_ROWS
+        few = few_rows(self._dtype)
+        # of dense matrices only the head may be left to torch, behind the native call
+        self.most_rows = few if any(isinstance(call, DenseCall) for call in self._calls[:-1]) else MOST_ROWS
+        self._rows_with_head = few if isinstance(self._calls[-1], DenseCall) else MOST_ROWS
         self._row_widths = (NUMBER * len(self._widths))(*self._widths)
         self._counters = torch.zeros(len(operations), dtype=torch.int64)
         self._frames: dict[int, _Frame] = {}
         self._scratch = torch.empty(0, dtype=torch.uint8)
         last = step.operations[-1]
         assert isinstance(last, LinearOperation)
-        self._last = last.target.buffer
+        self._head, self._last = last, last.target.buffer
 
     def run(self, rows: StepRows) -> Tensor:
         count = len(rows.lengths)
         frame = self._frames.get(count) or self._new_frame(count)
-        y = rows.x.new_empty(count, self._widths[self._last])
+        with_head = count <= self._rows_with_head
+        y = rows.x.new_empty(count if with_head else 0, self._widths[self._last])
         frame.addresses[0], frame.addresses[self._last] = rows.x.data_ptr(), y.data_ptr()
         for angles, (cosine, sine) in zip(frame.angles, rows.angles, strict=True):
             angles.cosine, angles.sine, angles.turned = cosine.data_ptr(), sine.data_ptr(), cosine.shape[-1]
         frame.stores[:] = [store.data_ptr() for store in rows.stores]
         frame.lengths[:] = rows.lengths
         frame.state.threads = torch.get_num_threads()
-        state = ctypes.addressof(frame.state)
-        needed = native().bg_step_scratch(self._operations, len(self._operations), state)
+        state, operations = ctypes.addressof(frame.state), len(self._operations) - (not with_head)
+        needed = native().bg_step_scratch(self._operations, operations, state)
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(needed * 5 // 4, dtype=torch.uint8)  # contexts grow
-        self._kernel.apply(self._operations, len(self._operations), state, self._scratch, self._counters)
-        return y
+        self._kernel.apply(self._operations, operations, state, self._scratch, self._counters)
+        if with_head:
+            return y
+        head, final = self._head, self._buffers[self._head.source.buffer][:count]
+        logits: Tensor = head.kernel.apply(final, head.prepared, head.bias)
+        return logits
 
     def _new_frame(self, count: int) -> _Frame:
         """Buffers for so many rows; larger ones are kept, so that batches that shrink and grow allocate nothing."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -11,16 +13,18 @@ from bitgrain.kernels.cpu.native_calls import DenseCall, address
 from bitgrain.kernels.cpu.operators import DTYPE_IDS
 from bitgrain.weights import ActivationSpec, DenseWeight, Weight
 
-# Rows up to which the native product is faster than torch's: memory bounds both, but torch's is slow without instructions for the dtype.
+# Rows up to which the native product is faster than torch's, where torch has instructions for the dtype and where it has not.
 FEW_ROWS, FEW_SLOW_ROWS = 8, 64
-_HAS_INSTRUCTIONS = {torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported, torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported}
+SUPPORTED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
 
+@lru_cache(maxsize=3)
 def few_rows(dtype: torch.dtype) -> int:
     """Rows of this dtype that the native library multiplies with dense weights; 0 without it."""
     if missing():
         return 0
-    return FEW_SLOW_ROWS if dtype in _HAS_INSTRUCTIONS and not _HAS_INSTRUCTIONS[dtype]() else FEW_ROWS
+    slow = dtype in SUPPORTED and not (torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, SUPPORTED[dtype])())
+    return FEW_SLOW_ROWS if slow else FEW_ROWS
 
 
 class DenseLinear:
