@@ -29,6 +29,9 @@ struct V {
   friend V operator*(const V& a, const V& b) { return {_mm256_mul_ps(a.v, b.v)}; }
 };
 
+// Bytes before their use at which memory is asked for them, where weights are read once.
+constexpr int64_t AHEAD = 2048;
+
 inline __m256i load32(const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
 
 // A decoder that needs nothing of the arguments.
@@ -56,17 +59,27 @@ struct Byte : Plain {
   }
 };
 
-// float8 as the upper part of a half: E5M2 is one, E4M3 is one of another bias (the factor 2^8 stands in the scale)
-inline __m256 halves(__m128i bits) { return _mm256_cvtph_ps(bits); }
+// float8 as the upper part of a half: E5M2 is one, E4M3 is one of another bias (the factor 2^8 stands in the scale).  Halves of two
+// in features stand in one register; the conversion takes subnormal numbers at full speed, which shifting to float32 would not.
+template <int J>
+inline V one_of_two(__m256i halves) {
+  return {_mm256_cvtph_ps(J & 1 ? _mm256_extracti128_si256(halves, 1) : _mm256_castsi256_si128(halves))};
+}
+
+// Codes of in features j and j + 1 (j even) and eight out features, each the upper byte of its word.
+template <int J>
+inline __m256i upper_bytes(const uint8_t* unit, int half) {
+  const __m256i two = load32(unit + 16 * (J & ~1)), zero = _mm256_setzero_si256();
+  return half ? _mm256_unpackhi_epi8(zero, two) : _mm256_unpacklo_epi8(zero, two);
+}
 
 struct Float4 : Plain {
   using Plain::Plain;
   static constexpr int64_t BYTES = 128;
   template <int J>
   V value(const uint8_t* unit, int half) const {
-    const __m128i codes = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(unit + 16 * J + 8 * half)));
-    // the sign extends over the upper bits: one mask keeps sign and magnitude of the half
-    return {halves(_mm_and_si128(_mm_slli_epi16(codes, 7), _mm_set1_epi16(int16_t(0xbf80))))};
+    // the sign extends over the bit below it: one mask keeps sign and magnitude of the half
+    return one_of_two<J>(_mm256_and_si256(_mm256_srai_epi16(upper_bytes<J>(unit, half), 1), _mm256_set1_epi16(int16_t(0xbf80))));
   }
 };
 
@@ -75,8 +88,7 @@ struct Float5 : Plain {
   static constexpr int64_t BYTES = 128;
   template <int J>
   V value(const uint8_t* unit, int half) const {
-    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(unit + 16 * J + 8 * half));
-    return {halves(_mm_slli_epi16(_mm_cvtepu8_epi16(codes), 8))};
+    return one_of_two<J>(upper_bytes<J>(unit, half));
   }
 };
 
@@ -138,48 +150,9 @@ struct Decoders {
 #include "grouped.hpp"
 #include "fixed_avx2.hpp"
 #include "quantize.hpp"
+#include "integer_avx2.hpp"
 
 namespace bitgrain {
-namespace {
-
-// Four rows at most share the widened weights.  Products of 16-bit numbers are exact in 32 bits: the 8-bit multiply-add
-// of this instruction set saturates and is not used.
-template <int ROWS>
-inline void integer_tile(const IntegerArgs& args, const uint8_t* codes, int64_t panel, int64_t row) {
-  alignas(32) int32_t dots[ROWS][PANEL];
-  for (int part = 0; part < 4; ++part) {  // four out features each
-    __m256i sum[ROWS];
-    for (int r = 0; r < ROWS; ++r) sum[r] = _mm256_setzero_si256();
-    for (int64_t q = 0; q < args.quads; ++q) {
-      const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + q * 64 + part * 16));
-      const __m256i w = _mm256_cvtepi8_epi16(raw);
-      for (int r = 0; r < ROWS; ++r) {
-        int32_t four;
-        __builtin_memcpy(&four, args.a + (row + r) * args.quads * 4 + q * 4, 4);
-        const __m256i a = _mm256_cvtepu8_epi16(_mm_set1_epi32(four));
-        sum[r] = _mm256_add_epi32(sum[r], _mm256_madd_epi16(w, a));
-      }
-    }
-    for (int r = 0; r < ROWS; ++r) {
-      alignas(32) int32_t pairs[8];
-      _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), sum[r]);
-      for (int c = 0; c < 4; ++c) dots[r][part * 4 + c] = pairs[2 * c] + pairs[2 * c + 1];
-    }
-  }
-  for (int r = 0; r < ROWS; ++r) store_integer(args, row + r, panel * PANEL, dots[r]);
-}
-
-inline void integer_rows(const IntegerArgs& args, int64_t panel, int64_t row, int64_t end) {
-  const uint8_t* codes = args.codes + panel * args.quads * 64;
-  for (; row + 4 <= end; row += 4) integer_tile<4>(args, codes, panel, row);
-  for (; row < end; ++row) integer_tile<1>(args, codes, panel, row);
-}
-
-void integer(const IntegerArgs& args, int64_t panel, int64_t panel_end, int64_t row, int64_t row_end) {
-  for (; panel < panel_end; ++panel) integer_rows(args, panel, row, row_end);
-}
-
-}  // namespace
 
 const Kernels& avx2_kernels() {
   static const Kernels table = {"avx2", grouped_by_kind<Decoders>, nullptr, fixed_by_kind, split_row, integer, widen_range, quantize_rows, false};

@@ -13,14 +13,21 @@ constexpr int64_t WORTH_SHARING = 1 << 18;
 // As many rows of x as the second-level cache keeps while all panels pass over them.
 constexpr int64_t CACHED_ROWS_BYTES = 1 << 20;
 
+// Panels that one call computes at most: what it prepares of the activations serves all of them.
+constexpr int64_t PANELS_TOGETHER = 8;
+
+int64_t panels_at_once(int64_t panels, int32_t threads) { return std::max<int64_t>(1, std::min(PANELS_TOGETHER, panels / threads)); }
+
 int64_t rows_at_once(int64_t row_bytes) { return std::max<int64_t>(8, (CACHED_ROWS_BYTES / row_bytes) & ~int64_t(7)); }
 
 void share_grouped(const Kernels& kernels, const GroupedArgs& args, int32_t threads) {
-  const int64_t panels = count_panels(args.n), block = rows_at_once(args.units * UNIT * int64_t(sizeof(float)));
+  const int64_t panels = count_panels(args.n), block = rows_at_once(args.units * UNIT * int64_t(sizeof(float))), step = panels_at_once(panels, threads);
 #pragma omp parallel num_threads(threads) if (panels > 1)
   for (int64_t row = 0; row < args.rows; row += block) {
 #pragma omp for schedule(static) nowait
-    for (int64_t panel = 0; panel < panels; ++panel) grouped_part(kernels, args, panel, panel + 1, row, std::min(args.rows, row + block));
+    for (int64_t panel = 0; panel < panels; panel += step) {
+      grouped_part(kernels, args, panel, std::min(panels, panel + step), row, std::min(args.rows, row + block));
+    }
   }
 }
 
@@ -118,11 +125,11 @@ void run_integer(const Kernels& kernels, QuantizeArgs quantize, IntegerArgs args
     for (int64_t panel = 0; panel < panels; panel += WIDE) kernels.integer(args, panel, std::min(panel + WIDE, panels), 0, rows);
     return;
   }
-  const int64_t block = rows_at_once(row_bytes);
+  const int64_t block = rows_at_once(row_bytes), step = panels_at_once(panels, threads);
 #pragma omp parallel num_threads(threads) if (panels > 1)
   for (int64_t row = 0; row < rows; row += block) {
 #pragma omp for schedule(static) nowait
-    for (int64_t panel = 0; panel < panels; ++panel) kernels.integer(args, panel, panel + 1, row, std::min(rows, row + block));
+    for (int64_t panel = 0; panel < panels; panel += step) kernels.integer(args, panel, std::min(panels, panel + step), row, std::min(rows, row + block));
   }
 }
 
