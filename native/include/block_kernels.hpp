@@ -76,5 +76,12 @@ const BlockKernels& portable_blocks();
 const BlockKernels& avx2_blocks();
 const BlockKernels& avx512_blocks();
 #endif
+#ifdef BITGRAIN_VNNI
+const BlockKernels& avxvnni_blocks();
+#endif
+#ifdef BITGRAIN_NEON
+const BlockKernels& neon_blocks();
+const BlockKernels& neondot_blocks();
+#endif
 
 }  // namespace bitgrain

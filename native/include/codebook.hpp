@@ -108,5 +108,8 @@ const CodebookKernels& portable_codebooks();
 #ifdef BITGRAIN_X86
 const CodebookKernels& avx2_codebooks();  // also where AVX-512 is
 #endif
+#ifdef BITGRAIN_NEON
+const CodebookKernels& neon_codebooks();
+#endif
 
 }  // namespace bitgrain

@@ -25,5 +25,8 @@ void portable_hadamard(const HadamardArgs& args);
 #ifdef BITGRAIN_X86
 void avx2_hadamard(const HadamardArgs& args);  // also where AVX-512 is
 #endif
+#ifdef BITGRAIN_NEON
+void neon_hadamard(const HadamardArgs& args);
+#endif
 
 }  // namespace bitgrain

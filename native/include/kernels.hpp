@@ -145,6 +145,13 @@ const Kernels& portable_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 #endif
+#ifdef BITGRAIN_NEON
+const Kernels& neon_kernels();
+const Kernels& neondot_kernels();
+#endif
+#ifdef BITGRAIN_VNNI
+const Kernels& avxvnni_kernels();
+#endif
 #ifdef BITGRAIN_BF16
 const Kernels& avx512bf16_kernels();
 const Kernels& amx_kernels();

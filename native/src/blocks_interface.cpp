@@ -2,6 +2,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <string_view>
 
 #include "block_layout.hpp"
 
@@ -20,10 +21,16 @@ int64_t block_panel_bytes(const BlockFormat& format, int64_t k) {
 }
 
 const BlockKernels& block_kernels() {
+  const std::string_view name = bg_instruction_set();
+  if (name == "portable") return portable_blocks();
+#ifdef BITGRAIN_NEON
+  return name == "neon" ? neon_blocks() : neondot_blocks();
+#endif
+#ifdef BITGRAIN_VNNI
+  if (name == "avxvnni") return avxvnni_blocks();
+#endif
 #ifdef BITGRAIN_X86
-  const char* name = bg_instruction_set();
-  if (std::strcmp(name, "avx2") == 0) return avx2_blocks();
-  if (std::strcmp(name, "portable") != 0) return avx512_blocks();
+  return name == "avx2" ? avx2_blocks() : avx512_blocks();
 #endif
   return portable_blocks();
 }

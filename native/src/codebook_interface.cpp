@@ -17,9 +17,22 @@ enum Status : int32_t { OK = 0, OUT_OF_MEMORY = 3 };
 
 bool portable() { return std::strcmp(bg_instruction_set(), "portable") == 0; }
 
+HadamardKernel hadamard() {
+#ifdef BITGRAIN_X86
+  if (!portable()) return avx2_hadamard;
+#endif
+#ifdef BITGRAIN_NEON
+  if (!portable()) return neon_hadamard;
+#endif
+  return portable_hadamard;
+}
+
 const CodebookKernels& kernels() {
 #ifdef BITGRAIN_X86
   if (!portable()) return avx2_codebooks();
+#endif
+#ifdef BITGRAIN_NEON
+  if (!portable()) return neon_codebooks();
 #endif
   return portable_codebooks();
 }
@@ -87,13 +100,7 @@ EXPORT int32_t bg_hadamard(const HadamardArgs* given) {
     HadamardArgs args = *given;
     Scratch scratch(args.size * args.threads);
     args.scratch = scratch.data;
-#ifdef BITGRAIN_X86
-    if (!portable()) {
-      avx2_hadamard(args);
-      return OK;
-    }
-#endif
-    portable_hadamard(args);
+    hadamard()(args);
   } catch (const std::bad_alloc&) {
     return OUT_OF_MEMORY;
   }

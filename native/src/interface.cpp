@@ -7,6 +7,13 @@
 #include "experts.hpp"
 #include "linear.hpp"
 
+#if defined(BITGRAIN_VNNI)
+#include <cpuid.h>
+#elif defined(BITGRAIN_NEON) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace bitgrain {
@@ -22,6 +29,28 @@ bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_support
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+#ifdef BITGRAIN_VNNI
+// The dot product of bytes without AVX-512: leaf 7, subleaf 1, which names of older compilers do not reach.
+bool has_avxvnni() {
+#ifdef BITGRAIN_VNNI_EMULATED
+  return has_avx2();
+#else
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+#endif
+}
+#endif
+
+#ifdef BITGRAIN_NEON
+bool has_dot_products() {
+#ifdef __linux__
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -52,14 +81,21 @@ const InstructionSet SETS[] = {
     {"portable", always, always, portable_kernels},
 #ifdef BITGRAIN_X86
     {"avx2", has_avx2, has_avx2, avx2_kernels},
+#ifdef BITGRAIN_VNNI
+    {"avxvnni", has_avxvnni, has_avxvnni, avxvnni_kernels},
+#endif
     {"avx512", has_avx512, has_avx512, avx512_kernels},
+#endif
+#ifdef BITGRAIN_NEON
+    {"neon", always, always, neon_kernels},
+    {"neondot", has_dot_products, has_dot_products, neondot_kernels},
 #endif
 #ifdef BITGRAIN_BF16
     {"avx512bf16", has_avx512bf16, gains_from_bf16, avx512bf16_kernels},
     {"amx", has_amx, has_amx, amx_kernels},
 #endif
 };
-const char* const NAMES[] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
+const char* const NAMES[] = {"portable", "avx2", "avx512", "avx512bf16", "amx", "avxvnni", "neon", "neondot"};
 
 const InstructionSet* find_set(const char* name) {
   for (const InstructionSet& set : SETS) {
@@ -90,7 +126,7 @@ EXPORT int32_t bg_abi_version() { return 6; }
 
 EXPORT const char* bg_instruction_set() { return active().name; }
 
-// Bit mask of what this machine and this build have: 1 portable, 2 avx2, 4 avx512, 8 avx512bf16, 16 amx.
+// Bit mask of what this machine and this build have: 1 portable, 2 avx2, 4 avx512, 8 avx512bf16, 16 amx, 32 avxvnni, 64 neon, 128 neondot.
 EXPORT int32_t bg_available_sets() {
   int32_t mask = 0, bit = 1;
   for (const char* name : NAMES) {

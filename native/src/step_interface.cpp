@@ -1,6 +1,6 @@
 // The C interface of step_kernels.hpp: which instruction set, and how ranges are shared among threads.
-#include <cstring>
 #include <new>
+#include <string_view>
 #include <vector>
 
 #include "step_kernels.hpp"
@@ -13,9 +13,9 @@ namespace bitgrain {
 
 const StepKernels& step_kernels() {
 #ifdef BITGRAIN_X86
-  const char* name = bg_instruction_set();
-  if (std::strcmp(name, "avx2") == 0) return avx2_step_kernels();
-  if (std::strcmp(name, "portable") != 0) return avx512_step_kernels();
+  const std::string_view name = bg_instruction_set();
+  if (name == "avx2" || name == "avxvnni") return avx2_step_kernels();
+  if (name != "portable") return avx512_step_kernels();
 #endif
   return portable_step_kernels();
 }
