@@ -11,6 +11,7 @@ template <int ROWS>
 inline void integer_tile(const IntegerArgs& args, const uint8_t* codes, int64_t panel, int64_t row) {
   __m256i sum[ROWS][2];
   const uint8_t* a[ROWS];
+#pragma GCC unroll 4
   for (int r = 0; r < ROWS; ++r) {
     sum[r][0] = sum[r][1] = _mm256_setzero_si256();
     a[r] = args.a + (row + r) * args.quads * 4;
@@ -24,12 +25,13 @@ inline void integer_tile(const IntegerArgs& args, const uint8_t* codes, int64_t 
       add_dots(sum[r][1], four, high);
     }
   }
-  for (int r = 0; r < ROWS; ++r) {
-    alignas(32) int32_t dots[PANEL];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(dots), sum[r][0]);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(dots + 8), sum[r][1]);
-    store_integer(args, row + r, panel * PANEL, dots);
+  alignas(32) int32_t dots[ROWS][PANEL];
+#pragma GCC unroll 4
+  for (int r = 0; r < ROWS; ++r) {  // unrolled, or the sums are kept in memory all along
+    _mm256_store_si256(reinterpret_cast<__m256i*>(dots[r]), sum[r][0]);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(dots[r] + 8), sum[r][1]);
   }
+  for (int r = 0; r < ROWS; ++r) store_integer(args, row + r, panel * PANEL, dots[r]);
 }
 
 inline void integer_rows(const IntegerArgs& args, int64_t panel, int64_t row, int64_t end) {

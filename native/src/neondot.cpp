@@ -12,7 +12,9 @@ template <int ROWS>
 inline void integer_tile(const IntegerArgs& args, const uint8_t* codes, int64_t panel, int64_t row) {
   int32x4_t sum[ROWS][4];
   const uint8_t* a[ROWS];
+#pragma GCC unroll 4
   for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 4
     for (int part = 0; part < 4; ++part) sum[r][part] = vmulq_n_s32(vld1q_s32(args.column_sums + panel * PANEL + part * 4), 128);
     a[r] = args.a + (row + r) * args.quads * 4;
   }
@@ -28,11 +30,13 @@ inline void integer_tile(const IntegerArgs& args, const uint8_t* codes, int64_t 
       for (int r = 0; r < ROWS; ++r) sum[r][part] = vdotq_lane_s32(vdotq_lane_s32(sum[r][part], first, eight[r], 0), second, eight[r], 1);
     }
   }
-  for (int r = 0; r < ROWS; ++r) {
-    int32_t dots[PANEL];
-    for (int part = 0; part < 4; ++part) vst1q_s32(dots + 4 * part, sum[r][part]);
-    store_integer(args, row + r, panel * PANEL, dots);
+  int32_t dots[ROWS][PANEL];
+#pragma GCC unroll 4
+  for (int r = 0; r < ROWS; ++r) {  // unrolled, or the sums are kept in memory all along
+#pragma GCC unroll 4
+    for (int part = 0; part < 4; ++part) vst1q_s32(dots[r] + 4 * part, sum[r][part]);
   }
+  for (int r = 0; r < ROWS; ++r) store_integer(args, row + r, panel * PANEL, dots[r]);
 }
 
 inline void integer_rows(const IntegerArgs& args, int64_t panel, int64_t row, int64_t end) {
