@@ -29,13 +29,13 @@ class Decoder:
     @classmethod
     def of(cls, model: CausalLM, builder: ModelBuilder) -> Decoder | None:
         """What runs the model's decode steps; None: its modules do, and its explanation says why."""
-        step, obstacle = StepDescription(builder.dtype_name), ""
+        step, obstacle = StepDescription(str(model.dtype).removeprefix("torch.")), ""
         try:
             model.describe_step(step)
         except Undescribed as error:
             obstacle = str(error)
         runnable = builder.decode_step(None if obstacle else step, obstacle)
-        return None if runnable is None else cls(runnable, tuple(step.stores[layer] for layer in sorted(step.stores)), builder.dtype)
+        return None if runnable is None else cls(runnable, tuple(step.stores[layer] for layer in sorted(step.stores)), model.dtype)
 
     def stores(self, batch: Batch) -> tuple[Tensor, ...] | None:
         """Of each row, where its keys and values lie, with room for one more; None: the batch is no decode step, or a cache holds other things."""

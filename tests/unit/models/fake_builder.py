@@ -101,6 +101,9 @@ class FakeBuilder:
         self.taken.append(name)
         return DenseLinear(self.tensors[f"{tied_to or name}.weight"].to(self.dtype), None, self.product)
 
+    def decode_step(self, step: object, obstacle: str) -> None:
+        """Steps run by modules."""
+
     def step_kernel(self, operation: str, size: int = 0, detail: str = "") -> Kernel:
         """Plain torch's, whose rows do not depend on each other's number either."""
         return next(k for k in candidates(operation, "none") if k.refusal(StepProblem(operation, size, "float32", detail)) is None)
