@@ -94,7 +94,7 @@ class FusedLinear(nn.Module):
 
     def describe_step(self, step: StepDescription, source: Place, name: str) -> tuple[Place, ...]:
         """Its operations in a decode step; see kernels.decode_step."""
-        parts = self.linear.describe_step(step, source, name).split(self.sizes)
+        parts = step.through(self.linear, source, name).split(self.sizes)
         return tuple(parts[place] for place in self.places)
 
 

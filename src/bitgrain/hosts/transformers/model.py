@@ -80,8 +80,7 @@ class HostedImplementation:
         with torch.inference_mode():
             filler.fill()
             hosted = HostedLM(model, self.config, build.dtype, build.device, self.architecture)
-        filler.builder.decode_step(None, "the layers are modelling code of the transformers library")
-        hosted.attach(plan, filler.selections(), filler.wide.cache_specs | filler.builder.cache_specs, filler.builder.step_selections)
+        hosted.attach(plan, filler.selections(), filler.wide.cache_specs | filler.builder.cache_specs)
         if options.context_length is not None:
             hosted.limit_context(options.context_length)
         return hosted.eval()
