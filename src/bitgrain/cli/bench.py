@@ -29,6 +29,7 @@ from bitgrain.errors import RequestError, RunError
 from bitgrain.kernels.selection import Policy
 from bitgrain.platforms.base import Platform
 from bitgrain.platforms.probe import default_platform, platform_of
+from bitgrain.platforms.processors import limit_threads
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +102,7 @@ def _kernels(args: argparse.Namespace, machine: Machine) -> list[KernelRow]:
     policy = Policy(args.fidelity, kernel_pairs(args.kernel))
     key = _here(default_platform())
     policy.check(key)
+    limit_threads()
     return list(measure_kernels(args.cases, [_shape(text) for text in args.shapes], args.rows, policy, key, machine, args.repeats))
 
 

@@ -20,6 +20,7 @@ from bitgrain.models.config import ModelConfig
 from bitgrain.models.registry import model_class
 from bitgrain.plan import Plan
 from bitgrain.platforms.probe import default_device, platform_of
+from bitgrain.platforms.processors import limit_threads
 
 ACTIVATIONS = ("scheme", "none")
 
@@ -54,6 +55,7 @@ def build_options(options: LoadOptions, stored_dtype: str | None) -> BuildOption
     policy = Policy(options.fidelity, options.kernels, frozenset(options.forbid), options.require)
     platform, dtype = platform_of(device), parse_dtype(options.dtype, stored_dtype)
     policy.check(platform.key)
+    limit_threads()
     return BuildOptions(dtype, torch.device(device), platform.key, options.activations, options.kv_cache, policy, options.progress, options.dequantize)
 
 

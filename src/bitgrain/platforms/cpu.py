@@ -7,6 +7,7 @@ import platform as host
 from pathlib import Path
 
 from bitgrain.platforms.base import Platform, PlatformProbe, ProbeReport
+from bitgrain.platforms.processors import allowed_processors
 
 # flag as the kernel names it, to the feature name that kernels ask for
 _X86_FLAGS = {
@@ -48,16 +49,6 @@ def _name() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), host.processor() or host.machine())
 
 
-def _cores() -> int:
-    """Processors that this process may run on: affinity, cut by a cgroup's quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return allowed
-    return allowed if quota == "max" else max(1, min(allowed, -(-int(quota) // int(period))))
-
-
 def _memory() -> int:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     try:
@@ -70,7 +61,7 @@ def _memory() -> int:
 def _probe() -> ProbeReport:
     flags = _flags()
     features = {name for flag, name in {**_X86_FLAGS, **_ARM_FLAGS}.items() if flag in flags}
-    return ProbeReport("cpu", "present", Platform("cpu", "cpu", frozenset({host.machine(), *features}), _cores(), _memory(), devices=(_name(),)))
+    return ProbeReport("cpu", "present", Platform("cpu", "cpu", frozenset({host.machine(), *features}), allowed_processors(), _memory(), devices=(_name(),)))
 
 
 PLATFORM = PlatformProbe("cpu", "cpu", 0, _probe)
