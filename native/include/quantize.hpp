@@ -52,7 +52,8 @@ inline void quantize_row(const QuantizeArgs& args, int64_t row, const Range& who
   const float inverse = 1.0f / grid.scale;
   for (int64_t i = 0; i < args.k; ++i) {
     const float moved = args.reciprocal ? __builtin_rintf(x[i] * inverse) + grid.zero : x[i] / grid.scale + grid.zero;
-    const float limited = smaller(larger(moved, -128.0f), 127.0f);
+    // zero times the infinite reciprocal of a subnormal scale is a NaN; it stands for zero
+    const float limited = moved == moved ? smaller(larger(moved, -128.0f), 127.0f) : 0.0f;
     out[i] = uint8_t(int32_t(__builtin_rintf(limited)) + 128);
   }
   // beyond K the weights are zero, so any code will do; a fixed one keeps memory checkers quiet

@@ -1,4 +1,5 @@
 // The C interface: plain pointers and sizes, error codes, no dependence on any framework.
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <new>
@@ -21,7 +22,7 @@ namespace {
 
 enum Status : int32_t { OK = 0, UNKNOWN_SET = 1, UNAVAILABLE_SET = 2, OUT_OF_MEMORY = 3, UNKNOWN_EXPERT = 4 };
 
-const Kernels* chosen = nullptr;
+std::atomic<const Kernels*> chosen{nullptr};  // calls may come from several threads at once
 
 #ifdef BITGRAIN_X86
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
@@ -113,8 +114,12 @@ const Kernels& best() {
 }
 
 const Kernels& active() {
-  if (chosen == nullptr) chosen = &best();
-  return *chosen;
+  const Kernels* set = chosen.load(std::memory_order_acquire);
+  if (set == nullptr) {
+    const Kernels* found = &best();
+    if (chosen.compare_exchange_strong(set, found)) set = found;  // else another thread was first, and `set` is what it chose
+  }
+  return *set;
 }
 
 }  // namespace
@@ -140,7 +145,7 @@ EXPORT int32_t bg_available_sets() {
 EXPORT int32_t bg_choose_set(const char* name) {
   const InstructionSet* set = find_set(name);
   if (set != nullptr && set->available()) {
-    chosen = &set->kernels();
+    chosen.store(&set->kernels(), std::memory_order_release);
     return OK;
   }
   for (const char* known : NAMES) {

@@ -145,7 +145,13 @@ struct DenseHalf : Plain {
   static constexpr int64_t BYTES = 256;
   template <int J>
   V value(const uint8_t* unit, int) const {
-    return V::load_half(reinterpret_cast<const uint16_t*>(unit + 32 * J));
+    V v;
+    for (int i = 0; i < V::LANES; ++i) {
+      uint16_t bits;
+      std::memcpy(&bits, unit + 32 * J + 2 * i, 2);
+      v.lane[i] = half_to_float(bits);
+    }
+    return v;
   }
 };
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(bool(library.missing()), reason=library.missing(
 ROWS = (0, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 130)
 SIZES = (1, 7, 15, 17, 33, 100, 129)
 SHAPES = [(SIZES[i % 7], SIZES[(i + i // 7) % 7]) for i in range(49)]  # every N with every K, both changing all the time
-# products that torch computes: their sums depend on the number of rows
+# products that torch computes: their sums depend on the number of rows and of threads
 TORCHS = ("cpu.dense",)
 KERNELS = [(o, kernel) for o in operations() for kernel in candidates(o, "cpu") if kernel.name.startswith("cpu.")]
 
@@ -87,7 +87,8 @@ def _with_shape(found, i):
 def assert_near(got, want, size, tolerance, what):
     """Relative to the row's largest output, or to an eighth of its largest sum of magnitudes where terms cancel each other."""
     if want.numel():
-        apart = (got.double() - want).abs().amax(-1) / torch.maximum(want.abs(), size / 8).amax(-1).clamp(min=1e-30)
+        smallest = torch.finfo(got.dtype).smallest_normal
+        apart = (got.double() - want).abs().amax(-1) / torch.maximum(want.abs(), size / 8).amax(-1).clamp(min=smallest)
         assert float(apart.nan_to_num(nan=9e9).max()) <= tolerance, f"{what}: {float(apart.max()):.3g} apart, {tolerance:.3g} allowed"
 
 
@@ -121,7 +122,8 @@ def test_linear_of_odd_shapes(kernel):
             for place, rows in enumerate(ROWS):
                 first = place % 2 * (ROWS[-1] - rows)
                 assert torch.equal(kernel.apply(x[first : first + rows], prepared, bias), whole[first : first + rows]), f"{what}: other bits of {rows} rows alone"
-        assert_same_with_threads(lambda x=x, prepared=prepared, bias=bias: kernel.apply(x, prepared, bias), whole, what)
+        if kernel.name not in TORCHS:
+            assert_same_with_threads(lambda x=x, prepared=prepared, bias=bias: kernel.apply(x, prepared, bias), whole, what)
 
 
 @of("embedding")

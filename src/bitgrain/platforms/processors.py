@@ -42,9 +42,9 @@ def _quotas(root: Path) -> Iterator[tuple[int, int]]:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            mounts, files = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], ("cpu.max",)
+            mounts, files = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], ["cpu.max"]
         elif "cpu" in controllers.split(","):
-            mounts, files = [f"sys/fs/cgroup/{controllers}", "sys/fs/cgroup/cpu"], ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            mounts, files = [f"sys/fs/cgroup/{controllers}", "sys/fs/cgroup/cpu"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
         else:
             continue
         group = PurePosixPath(path.lstrip("/"))
