@@ -64,7 +64,7 @@ inline void store_scalar(void* to, int64_t i, int32_t dtype, float value) {
 
 // e^x for x up to 88, to about one unit in the last place, in steps that the compiler can do side by side; 0 below -87.
 inline float exponential(float x) {
-  const float limited = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  const float limited = x > -87.0f ? (x > 88.0f ? 88.0f : x) : -87.0f;  // a NaN too has to become a whole number
   const float shifted = limited * 1.44269504f + 12582912.0f, whole = shifted - 12582912.0f;  // to the nearest whole number
   const float rest = (limited - whole * 0.693359375f) + whole * 2.12194440e-4f;
   float sum = 1.9875691500e-4f;
