@@ -160,6 +160,17 @@ inline void expect_near(double got, double want, double size, int32_t dtype, dou
   expect(false, what + words);
 }
 
+// A thread sanitizer takes long, and races do not depend on values: it is given every fourth case, and no rows alone.
+#ifdef __SANITIZE_THREAD__
+constexpr bool FEW_CASES = true;
+#else
+constexpr bool FEW_CASES = false;
+#endif
+inline bool left_out() {
+  static int64_t turn = 0;
+  return FEW_CASES && turn++ % 4 != 0;
+}
+
 constexpr double LOSS = 4e-6;  // of float32 sums of a few hundred terms
 
 // Calls make(rows from, rows, threads, y) for all rows with each number of threads, and for each row alone: all have the same bits.
@@ -174,7 +185,7 @@ Numbers same_in_any_part(int64_t rows, int64_t width, int32_t dtype, const std::
     for (int64_t i = 0; i < rows * width; ++i) same = same && whole.same_bits(i, other, i);
     expect(same, what + ": other bits with " + std::to_string(threads) + " threads");
   }
-  for (int64_t row = 0; row < rows; row += rows > 20 ? 7 : 1) {
+  for (int64_t row = 0; row < rows && !FEW_CASES; row += rows > 20 ? 7 : 1) {
     Numbers alone(dtype, width);
     make(row, 1, 1, alone);
     bool same = true;

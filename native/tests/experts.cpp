@@ -125,6 +125,7 @@ double joined(int32_t join, double gate, double up) {
 }
 
 void check_experts(Random& random, int32_t family, int64_t rows, int64_t hidden, int64_t inner, int32_t join) {
+  if (left_out()) return;
   const int64_t count = 5, per_token = 2;
   const int32_t dtype = int32_t(random.below(3)), weight_dtype = random.coin() ? dtype : int32_t(F32);
   const bool biased = random.coin();

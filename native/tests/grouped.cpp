@@ -4,6 +4,7 @@
 namespace {
 
 void check(Random& random, int32_t kind, int64_t rows, int64_t n, int64_t k) {
+  if (left_out()) return;
   const int32_t x_dtype = int32_t(random.below(3)), y_dtype = random.coin() ? x_dtype : int32_t(random.below(3));
   const GroupedWeight weight(random, kind, n, k, random.below(3) == 0);
   const Numbers x = activations(random, x_dtype, rows, k), bias = random_numbers(random, y_dtype, n);

@@ -51,6 +51,7 @@ void check_codes(Random& random, const Quantization& how, int64_t rows, int64_t 
 }
 
 void check_product(Random& random, const Quantization& how, int64_t rows, int64_t n, int64_t k) {
+  if (left_out()) return;
   const int32_t dtype = int32_t(random.below(3));
   const IntegerWeight weight(random, n, k);
   const Numbers x = activations(random, dtype, how.dynamic == PER_TENSOR ? std::min<int64_t>(rows, 2) : rows, k), bias = random_numbers(random, dtype, n);
