@@ -13,14 +13,15 @@ import torch
 
 from bitgrain.conformance.grid import float8, int_affine
 from bitgrain.errors import BadValueError, RequestError
-from bitgrain.kernels.base import LinearProblem
+from bitgrain.kernels.base import Fidelity, LinearProblem
 from bitgrain.kernels.cpu import library, panels
 from bitgrain.kernels.cpu.float8 import Float8Linear
 from bitgrain.kernels.cpu.int_affine import IntAffineLinear
 from bitgrain.kernels.cpu.int_dot import RANGES, STATIC, IntDotLinear, rules_of
 from bitgrain.kernels.cpu.native_packing import COLUMNS, NIBBLES, QUADS, pack_units
+from bitgrain.kernels.selection import Policy, select
 from bitgrain.numerics.bitpack import pack_dense
-from bitgrain.weights import NO_ACTIVATION, ActivationSpec, FloatWeight
+from bitgrain.weights import NO_ACTIVATION, ActivationSpec, DenseWeight, FloatWeight
 from bitgrain.weights.synthetic import sample_weight
 
 needs_library = pytest.mark.skipif(bool(library.missing()), reason=library.missing() or "present")
@@ -124,28 +125,46 @@ def test_multiplying_by_the_reciprocal_is_another_rounding_than_dividing():
         assert torch.allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
+# around the tiles of rows, panels and in features of every instruction set; long K is more than one widening of the activations
+INTEGER_SHAPES = [(48, 1000), (1, 7), (33, 64), (100, 260), (16, 16_500)]
+
+
 @needs_library
-def test_integer_products_are_exact():
-    weight = sample_weight(replace(int_affine(8, "channel"), scale_dtype="float32"), 48, 1000)
-    weight = replace(weight, scale=torch.ones(48, 1))
-    act = ActivationSpec("int8", "tensor", dynamic=False, scale=1.0)
-    x = torch.randint(-128, 128, (5, 1000)).float()
-    y = IntDotLinear().apply(x, IntDotLinear().prepare(weight, act), None)
-    assert torch.equal(y.double(), x.double() @ weight.dequantize().double().T)
+@pytest.mark.parametrize("isa", library.available_sets())
+@pytest.mark.parametrize(("n", "k"), INTEGER_SHAPES)
+def test_integer_products_are_exact(isa, n, k):
+    """To the rounding of the sum to float32, for random codes and for the extreme ones, -128 times -128 among them."""
+    weight = sample_weight(replace(int_affine(8, "channel"), scale_dtype="float32"), n, k)
+    extreme = torch.where(weight.codes() < 128, 0, 255).to(torch.uint8)
+    before, act = library.instruction_set(), ActivationSpec("int8", "tensor", dynamic=False, scale=1.0)
+    library.choose_instruction_set(isa)
+    try:
+        for packed in (weight.packed, pack_dense(extreme, 8)):
+            held = replace(weight, packed=packed, scale=torch.ones(n, 1))
+            prepared, want = IntDotLinear().prepare(held, act), held.dequantize().double().T
+            for rows in (1, 2, 3, 4, 5, 7, 8, 13, 49, 130):
+                x = torch.randint(-128, 128, (rows, k), generator=torch.Generator().manual_seed(rows)).float()
+                x[:, : k // 2] = -128 if rows % 2 else 127
+                got = IntDotLinear().apply(x, prepared, None)
+                assert torch.equal(got, (x.double() @ want).float()), rows
+    finally:
+        library.choose_instruction_set(before)
 
 
 KERNELS = [
     (IntAffineLinear(), int_affine(4, "group", 32, "integer"), NO_ACTIVATION),
     (Float8Linear(), float8("fp8_e4m3fn", "block", (16, 32)), NO_ACTIVATION),
     (IntDotLinear(), int_affine(8, "channel"), ACTS[0]),
+    (IntAffineLinear(), int_affine(8, "group", 40, "integer"), NO_ACTIVATION),
+    (Float8Linear(), float8("fp8_e5m2", "tensor"), NO_ACTIVATION),
 ]
 
 
 @needs_library
 @pytest.mark.parametrize(("kernel", "spec", "act"), KERNELS, ids=lambda v: getattr(v, "name", ""))
 def test_result_does_not_depend_on_threads_or_on_other_rows(kernel, spec, act):
-    prepared = kernel.prepare(sample_weight(spec, 100, 256), act)
-    x = torch.randn(19, 256, generator=torch.Generator().manual_seed(5)).bfloat16()
+    prepared = kernel.prepare(sample_weight(spec, 100, 600), act)
+    x = torch.randn(130, 600, generator=torch.Generator().manual_seed(5)).bfloat16()
     whole = kernel.apply(x, prepared, None)
     threads = torch.get_num_threads()
     try:
@@ -154,8 +173,8 @@ def test_result_does_not_depend_on_threads_or_on_other_rows(kernel, spec, act):
             assert torch.equal(kernel.apply(x, prepared, None), whole)
     finally:
         torch.set_num_threads(threads)
-    for rows in (1, 2, 5, 8):
-        assert torch.equal(kernel.apply(x[:rows], prepared, None), whole[:rows])
+    for start, rows in ((0, 1), (0, 2), (0, 3), (0, 5), (0, 8), (50, 49), (100, 30), (33, 97)):
+        assert torch.equal(kernel.apply(x[start : start + rows], prepared, None), whole[start : start + rows])
 
 
 @needs_library
@@ -196,6 +215,33 @@ def test_fake_tensors_carry_shapes_through_the_operators():
         held = {name: mode.from_tensor(tensor) for name, tensor in prepared.tensors.items()}
         y = kernel.apply(torch.empty(7, 64, dtype=torch.bfloat16), replace(prepared, tensors=held), None)
     assert tuple(y.shape) == (7, 48) and y.dtype == torch.bfloat16
+
+
+@needs_library
+@pytest.mark.parametrize("isa", library.available_sets())
+@pytest.mark.parametrize(("stored", "dtype"), [(torch.float16, torch.bfloat16), (torch.bfloat16, torch.float16)])
+def test_dense_weight_of_the_other_sixteen_bit_type_is_multiplied_as_it_is_stored(isa, stored, dtype):
+    """Converted to the type of x, these weights would be rounded to one number, or be infinite."""
+    generator = torch.Generator().manual_seed(11)
+    if stored == torch.float16:
+        data, size = 1 + torch.randint(0, 4, (37, 1100), generator=generator) * 2.0**-10, 1.0
+    else:
+        data, size = torch.randn(37, 1100, generator=generator) * 2.0**20, 2.0**-18
+    weight = DenseWeight(data.to(stored))
+    problem = LinearProblem(weight.spec, NO_ACTIVATION, 37, 1100, str(dtype).removeprefix("torch."))
+    chosen = select(problem, "cpu", Policy()).kernel
+    assert chosen.name == "cpu.dense_panels" and chosen.fidelity(problem) is Fidelity.EXACT
+    prepared, before = chosen.prepare(weight, NO_ACTIVATION), library.instruction_set()
+    library.choose_instruction_set(isa)
+    try:
+        for rows in (1, 2, 3, 9, 100):
+            x = torch.randint(1, 4, (rows, 1100), generator=generator).to(dtype) * size
+            x[:, 1::2] = -x[:, ::2]
+            want = x.double() @ weight.data.double().T
+            got = chosen.apply(x, prepared, None)
+            assert got.dtype == dtype and torch.allclose(got.double(), want, rtol=2.0**-8, atol=want.abs().max().item() * 2.0**-8), rows
+    finally:
+        library.choose_instruction_set(before)
 
 
 @needs_library
@@ -241,7 +287,7 @@ ABSENT = """
 from pathlib import Path
 from bitgrain.kernels.cpu import library
 library.FILE = Path({file!r})
-from bitgrain.kernels.base import LinearProblem
+from bitgrain.kernels.base import Fidelity, LinearProblem
 from bitgrain.kernels.selection import Policy, select
 from bitgrain.weights import NO_ACTIVATION, WeightSpec
 spec = WeightSpec("int_affine", "uint4", 4, "group", 32, zero="constant", scale_dtype="float16")

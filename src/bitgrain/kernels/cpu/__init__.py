@@ -4,6 +4,7 @@ from bitgrain.kernels.cpu.block_float import BlockFloatLinear
 from bitgrain.kernels.cpu.codebook import CODEBOOK_KERNELS
 from bitgrain.kernels.cpu.decode_step import NativeDecodeStep
 from bitgrain.kernels.cpu.dense import DenseLinear
+from bitgrain.kernels.cpu.dense_panels import DensePanels
 from bitgrain.kernels.cpu.embedding import SHARED_ROWS, DenseEmbedding
 from bitgrain.kernels.cpu.experts import NativeExperts
 from bitgrain.kernels.cpu.float8 import Float8Linear
@@ -17,6 +18,7 @@ KERNELS = [
     ("embedding", "cpu", DenseEmbedding()),
     *(("embedding", "cpu", kernel) for kernel in SHARED_ROWS),
     ("linear", "cpu", DenseLinear()),
+    ("linear", "cpu", DensePanels()),
     ("linear", "cpu", IntDotLinear()),
     ("linear", "cpu", IntAffineLinear()),
     ("linear", "cpu", Float8Linear()),

@@ -1,8 +1,9 @@
-"""Unquantized weights in the layout of the native kernels, where they are multiplied in one call with others: experts."""
+"""Unquantized weights in the layout of the native kernels: experts, and types of x and W that torch's product has no exact way for."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from bitgrain.kernels.base import Fidelity, LinearProblem, Prepared, Refusal
 from bitgrain.kernels.cpu import panels
@@ -32,3 +33,6 @@ class DensePanels(NativeKernel):
         placed = panels.pad_rows(panels.place_columns(weight.data, gather, int(group_ends[-1]) * panels.UNIT, 0))
         pack = panels.pack_pairs if weight.data.dtype == torch.bfloat16 else panels.pack_columns
         return Prepared(weight.shape, {"codes": pack(placed), "group_ends": group_ends}, activation, {"kind": KINDS[weight.data.dtype], "zero": 0.0})
+
+    def apply(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        return self._grouped(x, prepared, bias)

@@ -40,7 +40,7 @@ class NativeKernel:
         t, n, meta, dtype = prepared.tensors, prepared.shape[0], prepared.meta, x.dtype
         x, row_scale = quantized_input(prepared.activation, x)
         y: Tensor = grouped_linear(
-            x, t["codes"], t["scale"], t.get("zero"), t["group_ends"], t.get("gather"), row_scale, bias, n, meta["kind"], meta["zero"], dtype,
+            x, t["codes"], t.get("scale"), t.get("zero"), t["group_ends"], t.get("gather"), row_scale, bias, n, meta["kind"], meta["zero"], dtype,
             t.get("second"), t.get("table"), t.get("whole_table"), meta.get("whole_step", 1.0),
         )  # fmt: skip
         return y

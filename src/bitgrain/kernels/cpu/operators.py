@@ -14,7 +14,7 @@ DTYPE_IDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 _library = torch.library.Library("bitgrain", "FRAGMENT")
 _library.define(
-    "grouped_linear(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor group_ends, Tensor? gather, Tensor? row_scale, Tensor? bias, "
+    "grouped_linear(Tensor x, Tensor codes, Tensor? scale, Tensor? zero, Tensor group_ends, Tensor? gather, Tensor? row_scale, Tensor? bias, "
     "int n, int code_kind, float zero_constant, ScalarType dtype, Tensor? second=None, Tensor? table=None, Tensor? whole_table=None, float whole_step=1.0) -> Tensor"
 )
 _library.define(
@@ -30,7 +30,7 @@ def _pointer(tensor: Tensor | None) -> int | None:
 def _grouped_linear(
     x: Tensor,
     codes: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     zero: Tensor | None,
     group_ends: Tensor,
     gather: Tensor | None,
@@ -51,7 +51,7 @@ def _grouped_linear(
         return y
     status = native().bg_grouped_table(
         x.data_ptr(), DTYPE_IDS[x.dtype], x.shape[0], x.shape[1], _pointer(gather), codes.data_ptr(), code_kind,
-        scale.data_ptr(), DTYPE_IDS[scale.dtype], _pointer(second), _pointer(table), _pointer(whole_table), whole_step, _pointer(zero), int(zero is not None and zero.is_floating_point()), zero_constant,
+        _pointer(scale), DTYPE_IDS[torch.float32 if scale is None else scale.dtype], _pointer(second), _pointer(table), _pointer(whole_table), whole_step, _pointer(zero), int(zero is not None and zero.is_floating_point()), zero_constant,
         group_ends.data_ptr(), group_ends.numel(), codes.shape[1], n, _pointer(row_scale), _pointer(bias), y.data_ptr(), DTYPE_IDS[dtype], torch.get_num_threads(),
     )  # fmt: skip
     check(status, "grouped_linear")
@@ -90,7 +90,7 @@ _library.impl("integer_linear", _integer_linear, "CPU")
 def _grouped_fake(
     x: Tensor,
     codes: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     zero: Tensor | None,
     group_ends: Tensor,
     gather: Tensor | None,
