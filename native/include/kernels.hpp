@@ -17,14 +17,14 @@ constexpr int64_t CHUNK_UNITS = 16;
 
 struct Chunk {
   float step;           // x = number * step
-  int32_t upper, lower;  // sums over the chunk: numbers = 256 * upper parts + lower bytes
+  int32_t upper, lower;  // less the sums over the chunk: numbers = 256 * upper parts + lower bytes
 };
 
 struct SplitRows {
-  uint8_t* bytes;   // [rows][units][even, odd in features][lowest, middle, top byte][4 in features]
+  uint8_t* bytes;   // [rows][units][even, odd in features][lowest, middle, top byte][4 in features], row_bytes from row to row
   Chunk* chunks;    // [rows][chunk_count]
   uint8_t* whole;   // [rows]: 0 where x is not finite or too small, and the row has no such numbers
-  int64_t units, chunk_count;
+  int64_t row_bytes, chunk_count;
 };
 
 // y[m, n] = row_scale[m] * sum over groups g of scale[n, g] * (dot(code[n, k in g], x[m, k in g]) - zero[n, g] * sum(x[m, k in g])) + bias[n]

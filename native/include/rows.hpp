@@ -28,6 +28,10 @@ void sum_row16(const uint16_t* x, int64_t width, const int32_t* group_ends, int6
 // True when every group but the last ends at a whole step of 32 in features.
 bool whole_steps(const int32_t* group_ends, int64_t groups);
 
+// Bytes from one row of SplitRows to the next.  Loads from rows that lie a multiple of 4096 bytes apart wait for one
+// another (half the speed of a tile): an odd multiple of 1024 keeps four rows apart.
+int64_t split_row_bytes(int64_t units);
+
 int64_t count_chunks(const int32_t* group_ends, int64_t groups);
 
 // True when the bfloat16 kernels decode the weight exactly.

@@ -90,10 +90,10 @@ void ExpertProducts::plan_rows() {
     return;
   }
   shared_ = !side_.gathered && input_.rows != nullptr;
-  const int64_t rows = shared_ ? input_.distinct : pairs_;
+  const int64_t rows = shared_ ? input_.distinct : pairs_, row_bytes = split_row_bytes(width / UNIT);
   wide_ = uncleared<float>(rows * width);
   sums_ = uncleared<float>(summed_ ? rows * groups : 0);
-  bytes_ = uncleared<uint8_t>(fixed_ ? rows * width * 3 : 0);
+  bytes_ = uncleared<uint8_t>(fixed_ ? rows * row_bytes : 0);
   whole_ = uncleared<uint8_t>(fixed_ ? rows : 0);
   chunks_ = uncleared<Chunk>(rows * chunks);
   for (size_t i = 0; i < shares_.size(); ++i) {
@@ -102,7 +102,7 @@ void ExpertProducts::plan_rows() {
     args.x = wide_.get() + first * width;
     args.x_rows = shared_ ? input_.rows + shares_[i].begin : nullptr;
     if (summed_) args.x_sums = sums_.get() + first * groups;
-    splits_[i] = {bytes_.get() + first * width * 3, chunks_.get() + first * chunks, whole_.get() + first, args.units, splits_[i].chunk_count};
+    splits_[i] = {bytes_.get() + first * row_bytes, chunks_.get() + first * chunks, whole_.get() + first, row_bytes, splits_[i].chunk_count};
     if (fixed_) args.split = &splits_[i];
   }
 }

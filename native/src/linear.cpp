@@ -76,9 +76,9 @@ void run_grouped(const Kernels& kernels, GroupedArgs args, const void* x, int32_
   }
   const int64_t rows = args.rows, width = args.units * UNIT;
   const bool summed = args.zero != nullptr || args.zero_constant != 0.0f, fixed = has_fixed(kernels, args);
-  SplitRows split = {nullptr, nullptr, nullptr, args.units, fixed ? count_chunks(args.group_ends, args.groups) : 0};
+  SplitRows split = {nullptr, nullptr, nullptr, split_row_bytes(args.units), fixed ? count_chunks(args.group_ends, args.groups) : 0};
   const auto wide = uncleared<float>(rows * width), sums = uncleared<float>(summed ? rows * args.groups : 0);
-  const auto bytes = uncleared<uint8_t>(fixed ? rows * width * 3 : 0), whole = uncleared<uint8_t>(fixed ? rows : 0);
+  const auto bytes = uncleared<uint8_t>(fixed ? rows * split.row_bytes : 0), whole = uncleared<uint8_t>(fixed ? rows : 0);
   const auto chunks = uncleared<Chunk>(rows * split.chunk_count);
   split.bytes = bytes.get();
   split.whole = whole.get();

@@ -27,9 +27,14 @@ void widen_row(const void* x, int32_t dtype, int64_t row, int64_t k, int64_t wid
 void sum_row(const float* x, const int32_t* group_ends, int64_t groups, float* sums) {
   int64_t at = 0;
   for (int64_t g = 0; g < groups; ++g) {
-    float sum = 0.0f;
-    for (const int64_t end = int64_t(group_ends[g]) * UNIT; at < end; ++at) sum += x[at];
-    sums[g] = sum;
+    float part[UNIT] = {};  // one chain of sums would take longer than the product of a row
+    for (const int64_t end = int64_t(group_ends[g]) * UNIT; at < end; at += UNIT) {
+      for (int64_t i = 0; i < UNIT; ++i) part[i] += x[at + i];
+    }
+    for (int64_t half = UNIT / 2; half > 0; half /= 2) {
+      for (int64_t i = 0; i < half; ++i) part[i] += part[i + half];
+    }
+    sums[g] = part[0];
   }
 }
 
@@ -63,6 +68,8 @@ bool whole_steps(const int32_t* group_ends, int64_t groups) {
   }
   return true;
 }
+
+int64_t split_row_bytes(int64_t units) { return (round_up(units * UNIT * 3, 1024) / 1024 | 1) * 1024; }
 
 int64_t count_chunks(const int32_t* group_ends, int64_t groups) {
   int64_t count = 0, start = 0;
