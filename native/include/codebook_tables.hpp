@@ -168,8 +168,10 @@ struct Lookup {
   const LookupCodes& c;
   int64_t n;
   Places places;
+  V::Nibbles shared;  // of the one table, where codes have four bits
 
   Lookup(const LookupCodes& c, int64_t n) : c(c), n(n) {
+    if (c.bits == 4 && c.table_stride == 0) shared.set(c.table);
     int64_t positions[8];
     for (int i = 0; i < 8; ++i) positions[i] = i * c.bits;
     places.set(positions, 0);
@@ -177,11 +179,49 @@ struct Lookup {
 
   template <class Sink>
   inline void decode(int64_t row, int64_t unit, int64_t end, Sink& sink) const {
-    if (c.bits <= 4) return entries<true>(row, unit, end, sink);
+    if (c.bits == 4) return c.table_stride == 0 ? nibbles<true>(row, unit, end, sink) : nibbles<false>(row, unit, end, sink);
+    if (c.bits < 4) return entries<true>(row, unit, end, sink);
     entries<false>(row, unit, end, sink);
   }
 
  private:
+  // four units at a time; the rest of a group singly
+  template <bool SHARED, class Sink>
+  inline void nibbles(int64_t row, int64_t unit, int64_t end, Sink& sink) const {
+    const uint8_t* packed[ROWS];
+    int64_t scales[ROWS];
+    const auto table = [&](int r) { return c.table + (row + r < n ? row + r : n - 1) * c.table_stride; };
+    V::Nibbles own[SHARED ? 1 : ROWS], kept = shared;
+    for (int r = 0; r < ROWS; ++r) {
+      const int64_t at = row + r < n ? row + r : n - 1;
+      packed[r] = c.packed + at * c.row_bytes;
+      scales[r] = at * c.groups;
+      if (!SHARED) own[SHARED ? 0 : r].set(table(r));
+    }
+    while (unit < end) {
+      const int64_t group = unit / c.units_per_group, group_end = (group + 1) * c.units_per_group, last = group_end < end ? group_end : end;
+      V scale[ROWS];
+      for (int r = 0; r < ROWS; ++r) scale[r] = V::set(load_scalar(c.scale, scales[r] + group, c.scale_dtype));
+      for (; unit + 4 <= last; unit += 4) {
+        __builtin_prefetch(packed[0] + (unit / 4 % ROWS + ROWS) * c.row_bytes + unit * 4);  // of the next rows, one line in turn
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r) {
+          V values[4];
+          (SHARED ? kept : own[SHARED ? 0 : r]).look_up(packed[r] + unit * 4, values);
+#pragma GCC unroll 4
+          for (int i = 0; i < 4; ++i) sink.put(r, unit + i, values[i] * scale[r]);
+        }
+      }
+      for (; unit < last; ++unit) {
+        for (int r = 0; r < ROWS; ++r) {
+          alignas(32) float values[CODE_LANES];
+          for (int i = 0; i < CODE_LANES; ++i) values[i] = table(r)[packed[r][unit * 4 + i / 2] >> (4 * (i & 1)) & 15];
+          sink.put(r, unit, V::load(values) * scale[r]);
+        }
+      }
+    }
+  }
+
   template <bool SMALL, class Sink>
   inline void entries(int64_t row, int64_t unit, int64_t end, Sink& sink) const {
     const I mask = I::set((1u << c.bits) - 1);

@@ -30,6 +30,7 @@ struct V {
   static V gather(const float* table, const I& index);
   static V gather_pairs(const float* table, const I& row);
   static V look_up16(const I& index, const float* table);
+  struct Nibbles;
   template <int DTYPE>
   static V gather_as(const void* table, const I& index);
   V flip(const I& signs) const;
@@ -145,6 +146,37 @@ inline V V::look_up16(const I& index, const float* table) {
   const __m256 low = _mm256_permutevar8x32_ps(_mm256_load_ps(table), index.v), high = _mm256_permutevar8x32_ps(_mm256_load_ps(table + 8), index.v);
   return {_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index.v, 28)))};
 }
+
+// A table of sixteen floats, its four bytes apart: one shuffle finds a byte of 32 codes.
+struct V::Nibbles {
+  __m256i byte[4];
+
+  void set(const float* table) {
+    alignas(16) uint8_t bytes[4][16];
+    for (int i = 0; i < 16; ++i) {
+      const uint32_t bits = float_to_bits(table[i]);
+      for (int j = 0; j < 4; ++j) bytes[j][i] = uint8_t(bits >> (8 * j));
+    }
+    for (int j = 0; j < 4; ++j) byte[j] = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes[j])));
+  }
+
+  // Entries of the 32 codes in 16 bytes, the low half of a byte first.
+  inline __attribute__((always_inline)) void look_up(const uint8_t* from, V (&to)[4]) const {
+    // twice the bytes of the codes that a half holds, so that unpacking leaves the entries in order
+    const __m256i twice = _mm256_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13, 2, 2, 3, 3, 6, 6, 7, 7, 10, 10, 11, 11, 14, 14, 15, 15);
+    const __m256i raw = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))), twice);
+    const __m256i even = _mm256_and_si256(raw, _mm256_set1_epi16(0x000f)), odd = _mm256_and_si256(_mm256_srli_epi16(raw, 4), _mm256_set1_epi16(0x0f00));
+    const __m256i codes = _mm256_or_si256(even, odd);
+    const __m256i first = _mm256_shuffle_epi8(byte[0], codes), second = _mm256_shuffle_epi8(byte[1], codes);
+    const __m256i third = _mm256_shuffle_epi8(byte[2], codes), fourth = _mm256_shuffle_epi8(byte[3], codes);
+    const __m256i low = _mm256_unpacklo_epi8(first, second), high = _mm256_unpacklo_epi8(third, fourth);
+    const __m256i low_after = _mm256_unpackhi_epi8(first, second), high_after = _mm256_unpackhi_epi8(third, fourth);
+    to[0].v = _mm256_castsi256_ps(_mm256_unpacklo_epi16(low, high));
+    to[1].v = _mm256_castsi256_ps(_mm256_unpackhi_epi16(low, high));
+    to[2].v = _mm256_castsi256_ps(_mm256_unpacklo_epi16(low_after, high_after));
+    to[3].v = _mm256_castsi256_ps(_mm256_unpackhi_epi16(low_after, high_after));
+  }
+};
 
 template <int DTYPE>
 inline V V::gather_as(const void* table, const I& index) {

@@ -42,6 +42,7 @@ struct V {
   static V gather(const float* table, const I& index);
   static V gather_pairs(const float* table, const I& row);
   static V look_up16(const I& index, const float* table);
+  struct Nibbles;
   template <int DTYPE>
   static V gather_as(const void* table, const I& index);
   V flip(const I& signs) const;
@@ -195,6 +196,17 @@ inline V V::gather_pairs(const float* table, const I& row) {
   EACH_LANE v.lane[i] = table[2 * row.lane[i & 6] + (i & 1)];
   return v;
 }
+
+struct V::Nibbles {
+  float table[16];
+
+  void set(const float* from) { std::memcpy(table, from, sizeof table); }
+
+  // Entries of the 32 codes in 16 bytes, the low half of a byte first.
+  void look_up(const uint8_t* from, V (&to)[4]) const {
+    for (int i = 0; i < 32; ++i) to[i / 8].lane[i % 8] = table[from[i / 2] >> (4 * (i & 1)) & 15];
+  }
+};
 
 inline V V::look_up16(const I& index, const float* table) { return gather(table, index); }
 
