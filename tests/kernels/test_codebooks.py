@@ -49,7 +49,7 @@ VECTORS = [
     vector_spec(VectorSizes(12, 300, 70, 3)),
     vector_spec(VectorSizes(4, 500)),
 ]
-LOOKUP = [*(codebook_spec(bits, group) for bits in range(1, 9) for group in (64, 0)), codebook_spec(4, 12, "bfloat16"), codebook_spec(3, 8, "float16")]
+LOOKUP = [*(codebook_spec(bits, group) for bits in range(1, 9) for group in (64, 0)), codebook_spec(4, 12, "bfloat16"), codebook_spec(4, 40), codebook_spec(3, 8, "float16")]
 EVERY = [*ADDITIVE, *LATTICE, *TRELLIS, *VECTORS, *LOOKUP]
 # one row, few, several tiles; more than one chunk of K and more than one block of N; odd sizes
 SHAPES = [(1, 64, 128), (3, 37, 1117), (17, 83, 2060)]
