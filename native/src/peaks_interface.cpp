@@ -76,7 +76,7 @@ EXPORT uint64_t bg_read(const uint64_t* data, int64_t words, int32_t threads) {
   uint64_t total = 0;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(^ : total)
   for (int32_t thread = 0; thread < threads; ++thread) {
-    constexpr int64_t LINE = 32;  // words that are read together
+    constexpr int64_t LINE = 16;  // words that are read together: their sums fit into the plainest registers
     const int64_t first = words * thread / threads, last = words * (thread + 1) / threads;
     uint64_t sums[LINE] = {};
     int64_t at = first;
