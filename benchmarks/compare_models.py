@@ -28,7 +28,7 @@ from torch import Tensor
 
 # instead of this folder, whose gguf.py would hide the package
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "tools")
-import make_checkpoint
+import make_checkpoint  # noqa: E402
 
 GROUP, VOCAB = 128, 32000
 

@@ -35,6 +35,11 @@ def platform_key() -> str | None:
     return variable("BITGRAIN_PLATFORM")
 
 
+def set_default(name: str, value: str) -> None:
+    """Set an environment variable that is unset, for a library that is loaded later."""
+    os.environ.setdefault(name, value)
+
+
 @contextmanager
 def overridden(name: str, value: str) -> Iterator[None]:
     """Set one environment variable for a while: what a package that is imported meanwhile reads."""

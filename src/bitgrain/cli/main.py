@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Protocol
 
 import bitgrain
+from bitgrain.cli.waiting import choose_waiting
 from bitgrain.errors import BitgrainError, MissingDependencyError
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -84,6 +85,7 @@ def _while_importing_torch(error: BaseException) -> bool:
 
 
 def _run(name: str, words: list[str]) -> int:
+    choose_waiting(name)
     command: Command = import_module(COMMANDS[name][0])
     # abbreviations are off: a new option must never change what an old command line means
     parser = argparse.ArgumentParser(
