@@ -38,7 +38,7 @@ class Machine:
 
         Torch's sum and, where the library is here, the native loop take turns: which is faster depends on the machine.
         """
-        ways = [self._data.view(torch.float32).sum, *([partial(host.read_all, self._data)] if host.can_measure() else [])]
+        ways: list[Callable[[], object]] = [self._data.view(torch.float32).sum, *([partial(host.read_all, self._data)] if host.can_measure() else [])]
         return self._data.nbytes / min(seconds(once) for _ in range(3) for once in ways)
 
     def peaks(self) -> dict[str, float]:
