@@ -42,6 +42,14 @@ enum BlockStatus : int32_t { BLOCK_OK = 0, BLOCK_OUT_OF_MEMORY = 3 };
 // Activations, in elements, below which a pass over them costs less than waking the other threads.
 constexpr int64_t PREPARED_ALONE = 1 << 14;
 
+// One row streams through the weight: long ways for the memory's prefetchers, still some for a thread that is late.
+constexpr int64_t SHARES = 8;
+
+int64_t panels_of_task(int64_t panels, int64_t rows, int64_t threads) {
+  const int64_t share = panels / (threads * SHARES);
+  return rows == 1 && share > PANELS_TOGETHER ? share : PANELS_TOGETHER;
+}
+
 }  // namespace
 }  // namespace bitgrain
 
@@ -62,7 +70,7 @@ EXPORT int32_t bg_block_linear(const void* x, int32_t dtype, int64_t rows, int64
   const std::unique_ptr<uint8_t[]> input(new (std::nothrow) uint8_t[size_t(block_input_bytes(rows, k))]);
   if (!input) return BLOCK_OUT_OF_MEMORY;
   const BlockKernels& kernels = block_kernels();
-  const int64_t tasks = (n + PANEL * PANELS_TOGETHER - 1) / (PANEL * PANELS_TOGETHER), panels = (n + PANEL - 1) / PANEL;
+  const int64_t panels = (n + PANEL - 1) / PANEL, together = panels_of_task(panels, rows, threads), tasks = (panels + together - 1) / together;
   const bool shared = rows * k > PREPARED_ALONE;
   if (!shared) kernels.prepare(weight.format, x, dtype, k, k, rows, 0, rows, precision, input.get());
 #pragma omp parallel num_threads(threads) if (tasks > 1 || shared)
@@ -73,7 +81,7 @@ EXPORT int32_t bg_block_linear(const void* x, int32_t dtype, int64_t rows, int64
     }
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < tasks; ++task) {
-      const int64_t first = task * PANELS_TOGETHER, last = first + PANELS_TOGETHER < panels ? first + PANELS_TOGETHER : panels;
+      const int64_t first = task * together, last = first + together < panels ? first + together : panels;
       kernels.panels(weight, input.get(), rows, first, last, bias, y, dtype, n);
     }
   }
