@@ -90,6 +90,17 @@ struct Float4Code {
   static Bytes value(const uint8_t* unit, int half, int vector) { return Code4::value(unit, half, vector).looked_up(FLOAT_TABLE); }
 };
 
+// Codes that are decoded already, LIMIT and WIDE those of `From`: types of the same numbers are one.
+template <int LIMIT_OF, bool WIDE_OF>
+struct DecodedCode {
+  static constexpr int64_t BYTES = 512;
+  static constexpr int LIMIT = LIMIT_OF;
+  static constexpr bool WIDE = WIDE_OF;
+  static Bytes value(const uint8_t* unit, int half, int vector) { return Code8::value(unit, half, vector); }
+};
+template <class Code>
+using Decoded = DecodedCode<Code::LIMIT, Code::WIDE>;
+
 }  // namespace
 }  // namespace bitgrain
 

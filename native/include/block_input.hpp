@@ -2,7 +2,8 @@
 // These digits are bits of x: those that are all zero are left out, and an x of few bits, such as bfloat16, needs two or three
 // bytes.  What lies 31 bits below the largest magnitude of the unit is rounded.
 // Plain loops that the including file's flags vectorize; it defines before: `widen(from, dtype, to)` for 32 values,
-// `parts_of(format)`, the groups that a unit is summed in, and `takes_words(format)`.  Internal linkage.
+// `parts_of(format)`, the groups that a unit is summed in, `takes_words(format)`, `split_bytes(values, to)` and
+// `sum_bytes(x, sums)`, see block_digits_avx2.hpp.  Internal linkage.
 #pragma once
 #include <cstring>
 
@@ -59,23 +60,12 @@ inline int32_t union_of(const int32_t (&values)[BLOCK_UNIT]) {
   return all;
 }
 
-// The lowest digit first, so that each is what the lower ones leave; `step` becomes that of the first digit.
+// `step` becomes that of the first digit.
 inline void set_bytes(const int32_t (&values)[BLOCK_UNIT], float step, UnitInput& to) {
   const int32_t all = union_of(values);
   to.count = all & 0xff ? 4 : all & 0xffff ? 3 : all & 0xffffff ? 2 : 1;
   to.scale = step * 16777216.0f;
-  for (int64_t i = 0; i < BLOCK_UNIT; ++i) {
-    int32_t value = values[i];
-    const int32_t last = int8_t(value);
-    value = (value - last) >> 8;
-    const int32_t third = int8_t(value);
-    value = (value - third) >> 8;
-    const int32_t second = int8_t(value);
-    to.bytes[3][i] = int8_t(last);
-    to.bytes[2][i] = int8_t(third);
-    to.bytes[1][i] = int8_t(second);
-    to.bytes[0][i] = int8_t((value - second) >> 8);
-  }
+  split_bytes(values, to);
 }
 
 inline void set_words(const int32_t (&values)[BLOCK_UNIT], float step, UnitInput& to) {
@@ -90,19 +80,35 @@ inline void set_words(const int32_t (&values)[BLOCK_UNIT], float step, UnitInput
   }
 }
 
-template <class Digit>
-inline void set_sums(const Digit (*digits)[BLOCK_UNIT], float step, int32_t zero, int parts, UnitInput& to) {
-  const int64_t size = BLOCK_UNIT / parts;
+// Sums of the digits of each part, times -zero, and of x; `step` is that of one digit.
+template <int MOST>
+inline void set_totals(int32_t (&sums)[2][MOST], float step, int32_t zero, int parts, UnitInput& to) {
   for (int part = 0; part < parts; ++part) {
     float total = 0.0f;
-    for (int digit = to.count - 1; digit >= 0; --digit) {
-      int32_t sum = 0;
-      for (int64_t i = 0; i < size; ++i) sum += digits[digit][part * size + i];
+    for (int digit = MOST - 1; digit >= 0; --digit) {
+      const int32_t sum = sums[part][digit] + (parts == 1 ? sums[1][digit] : 0);
       to.correction[part][digit] = -zero * sum;
       total = total * step + float(sum);
     }
     to.sum[part] = total * to.scale;
+    if constexpr (MOST == DIGITS) {
+      for (int i = 0; i < 2; ++i) to.joined[part][i] = 256 * to.correction[part][i + 1] + to.correction[part][i + 2];
+    }
   }
+}
+
+inline void set_sums(bool words, int32_t zero, int parts, UnitInput& to) {
+  if (!words) {
+    int32_t sums[2][DIGITS];
+    sum_bytes(to, sums);
+    return set_totals(sums, 1.0f / 256, zero, parts, to);
+  }
+  constexpr int64_t SIZE = BLOCK_UNIT / 2;
+  int32_t sums[2][DIGITS / 2] = {};
+  for (int digit = 0; digit < DIGITS / 2; ++digit)
+    for (int part = 0; part < 2; ++part)
+      for (int64_t i = 0; i < SIZE; ++i) sums[part][digit] += to.words[digit][part * SIZE + i];
+  set_totals(sums, 1.0f / 65536, zero, parts, to);
 }
 
 inline void prepare_unit(const BlockFormat& format, int32_t precision, const float* x, UnitInput& to) {
@@ -111,12 +117,12 @@ inline void prepare_unit(const BlockFormat& format, int32_t precision, const flo
   const int parts = parts_of(format);
   alignas(64) int32_t values[BLOCK_UNIT];
   float step = 0.0f;
+  std::memset(static_cast<void*>(&to), 0, sizeof to);
   if (largest > 0 && largest < 0x7f800000) {
     if (precision == EXACT_INPUT) step = set_exact(x, largest, values);
     else step = set_rounded(x, largest, words ? 32767.0f : 127.0f, values);
   }
   if (step == 0.0f) {
-    std::memset(static_cast<void*>(&to), 0, sizeof to);
     if (largest < 0x7f800000) return;
     set_special(x, largest, values, to);
   } else if (precision != EXACT_INPUT) {
@@ -124,14 +130,13 @@ inline void prepare_unit(const BlockFormat& format, int32_t precision, const flo
     to.scale = step;
   } else {
     words ? set_words(values, step, to) : set_bytes(values, step, to);
-    words ? set_sums(to.words, 1.0f / 65536, format.zero, parts, to) : set_sums(to.bytes, 1.0f / 256, format.zero, parts, to);
-    return;
+    return set_sums(words, format.zero, parts, to);
   }
   for (int64_t i = 0; i < BLOCK_UNIT; ++i) {
     if (words) to.words[0][i] = int16_t(values[(i & ~int64_t(3)) + (i & 1) * 2 + (i >> 1 & 1)]);
     else to.bytes[0][i] = int8_t(values[i]);
   }
-  words ? set_sums(to.words, 1.0f, format.zero, parts, to) : set_sums(to.bytes, 1.0f, format.zero, parts, to);
+  set_sums(words, format.zero, parts, to);
 }
 
 inline void prepare_rows(const BlockFormat& format, const void* x, int32_t x_dtype, int64_t x_stride, int64_t k, int64_t rows, int64_t first, int64_t last,

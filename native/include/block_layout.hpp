@@ -16,8 +16,8 @@ struct UnitInput {
   int32_t correction[2][DIGITS];  // -zero times the sum of a digit, per part
   float sum[2];                   // of x, per part
   float scale;
-  int32_t count;  // digits that are not all zero
-  int32_t reserved[4];
+  int32_t count;      // digits that are not all zero; those after them are zero
+  int32_t joined[2][2];  // corrections of digits 1 and 2 and of 2 and 3 as one number each, 256 a + b, per part
   union {
     int8_t bytes[DIGITS][BLOCK_UNIT];
     int16_t words[DIGITS / 2][BLOCK_UNIT];  // in features 0, 2, 1, 3 of every four

@@ -1,9 +1,11 @@
 // Products of prepared rows with panels, written once over what the including file defines before:
 //   V       LANES float32 numbers: zero, set, load, load_float, load_half, load_bf16, load_bytes (unsigned), load_signed, load_nibbles,
 //           load_exponents, load_e4m3 (all from bytes in memory), store, fma, operator *
-//   Bytes   LANES * 4 codes: load(from)
-//   Vectors<Code, COUNT>  the codes of COUNT vectors, decoded once for all rows: read(unit, half, first), and
-//           dot(x, digit, first, correction) = the sum over 4 COUNT in features, of LANES out features, as float32; STEP
+//   Bytes   LANES * 4 codes: load(from), store(to)
+//   dots<Code, COUNT, PART, DIGITS, ROWS>(unit, x, to)  to[row][half] = the sum over the 4 COUNT in features from 4 COUNT PART on of
+//           (u - zero) * (d0 + d1 / STEP + ...), as float32, where no row has more digits than DIGITS
+//   MOST_DIGITS<Code>         digits that a unit of x may have
+//   DIGIT_ROWS<Code, COUNT>   rows that share the codes in registers: 1, 2 or 4; rows of one digit: 4
 //   what block_input.hpp asks for
 //
 // Sums of a unit (or of its halves) are integers, and exact; digits and units are then added in float32 in the order of K.
@@ -14,7 +16,7 @@
 namespace bitgrain {
 namespace {
 
-constexpr int HALVES = int(PANEL) / V::LANES;
+constexpr int64_t PREFETCH_BYTES = 4096;  // ahead of the codes that one row is multiplied with
 
 // Scale and minimum of every part of a record, for 16 out features.
 struct RecordScales {
@@ -82,60 +84,79 @@ inline void read_scales(const BlockFormat& format, int per_unit, const uint8_t* 
   }
 }
 
-template <class Vectors>
-inline V dot_digits(const Vectors& vectors, const UnitInput& x, int part, int size) {
-  if (x.count == 0) return V::zero();
-  int digit = x.count - 1;
-  V dot = vectors.dot(x, digit, part * size, x.correction[part][digit]);
-  while (--digit >= 0) dot = V::fma(dot, V::set(Vectors::STEP), vectors.dot(x, digit, part * size, x.correction[part][digit]));
-  return dot;
-}
-
-// totals[row][lane] += scale * (unit . x) + minimum * sum(x), for one unit of one panel.
-template <class Code, int PARTS>
-inline void add_unit(const uint8_t* codes, const UnitInput* input, int64_t rows, bool shifted, const float (*scale)[PANEL], const float (*minimum)[PANEL],
-                     float* totals) {
-  for (int half = 0; half < HALVES; ++half) {
-    const int64_t lane = half * V::LANES;
-    for (int part = 0; part < PARTS; ++part) {
-      Vectors<Code, 8 / PARTS> vectors;
-      vectors.read(codes, half, part * (8 / PARTS));
-      const V factor = V::load(scale[part] + lane), offset = shifted ? V::load(minimum[part] + lane) : V::zero();
-      for (int64_t row = 0; row < rows; ++row) {
-        const UnitInput& x = input[row];
-        const V dot = dot_digits(vectors, x, part, BLOCK_UNIT / PARTS);
+// Products of one unit with ROWS rows of DIGITS digits at most: totals[row][lane] += scale * (unit . x) + minimum * sum(x).
+template <class Code, int PARTS, int DIGITS_USED, int ROWS>
+[[gnu::noinline]] void add_tile(const uint8_t* codes, const UnitInput* x, bool shifted, const float (*scale)[PANEL], const float (*minimum)[PANEL], float* totals) {
+  each<PARTS>([&](auto part) BITGRAIN_INLINE_LAMBDA {
+    V dot[ROWS][HALVES];
+    dots<Code, 8 / PARTS, part, DIGITS_USED, ROWS>(codes, x, dot);
+    each<ROWS>([&](auto row) BITGRAIN_INLINE_LAMBDA {
+      each<HALVES>([&](auto half) BITGRAIN_INLINE_LAMBDA {
+        constexpr int lane = half * V::LANES;
         float* to = totals + row * PANEL + lane;
-        V total = V::fma(dot, factor * V::set(x.scale), V::load(to));
-        if (shifted) total = V::fma(offset, V::set(x.sum[part]), total);
+        V total = V::fma(dot[row][half], V::load(scale[part] + lane) * V::set(x[row].scale), V::load(to));
+        if (shifted) total = V::fma(V::load(minimum[part] + lane), V::set(x[row].sum[part]), total);
         total.store(to);
-      }
+      });
+    });
+  });
+}
+
+template <class Code, int PARTS, int ROWS>
+inline void add_rows(int digits, const uint8_t* codes, const UnitInput* x, bool shifted, const float (*scale)[PANEL], const float (*minimum)[PANEL],
+                              float* totals) {
+  if (digits <= 1) return add_tile<Code, PARTS, 1, ROWS>(codes, x, shifted, scale, minimum, totals);
+  if constexpr (ROWS <= DIGIT_ROWS<Code, 8 / PARTS>) {
+    if (MOST_DIGITS<Code> == 2 || digits == 2) return add_tile<Code, PARTS, 2, ROWS>(codes, x, shifted, scale, minimum, totals);
+    if constexpr (MOST_DIGITS<Code> > 2) {
+      if (digits == 3) return add_tile<Code, PARTS, 3, ROWS>(codes, x, shifted, scale, minimum, totals);
+      add_tile<Code, PARTS, 4, ROWS>(codes, x, shifted, scale, minimum, totals);
     }
   }
 }
 
-// The same for the units of a record and one row, whose totals stay in registers.
-template <class Code, int PARTS, bool SHIFTED>
-inline void add_record(const uint8_t* codes, const UnitInput* input, int64_t units, const RecordScales& scales, float* totals) {
-  V total[HALVES];
-  for (int half = 0; half < HALVES; ++half) total[half] = V::load(totals + half * V::LANES);
-  for (int64_t unit = 0; unit < units; ++unit, codes += Code::BYTES) {
-    const UnitInput& x = input[unit];
-    // what the next record holds here, in time for the memory's latency
-    for (int64_t line = 0; line < Code::BYTES; line += 64) __builtin_prefetch(codes + RECORD_UNITS * Code::BYTES + line);
-#pragma GCC unroll 2
-    for (int half = 0; half < HALVES; ++half) {
-#pragma GCC unroll 2
-      for (int part = 0; part < PARTS; ++part) {
-        Vectors<Code, 8 / PARTS> vectors;
-        vectors.read(codes, half, part * (8 / PARTS));
-        const int64_t at = unit * PARTS + part, lane = half * V::LANES;
-        const V dot = dot_digits(vectors, x, part, BLOCK_UNIT / PARTS);
-        total[half] = V::fma(dot, V::load(scales.scale[at] + lane) * V::set(x.scale), total[half]);
-        if (SHIFTED) total[half] = V::fma(V::load(scales.minimum[at] + lane), V::set(x.sum[part]), total[half]);
-      }
+inline int most_digits(const UnitInput* x, int64_t rows) {
+  int most = 0;
+  for (int64_t row = 0; row < rows; ++row) most = x[row].count > most ? x[row].count : most;
+  return most;
+}
+
+// The same for any number of rows; `Code` is one of decoded codes.
+template <class Code, int PARTS>
+inline void add_unit(const uint8_t* codes, const UnitInput* x, int64_t rows, bool shifted, const float (*scale)[PANEL],
+                                const float (*minimum)[PANEL], float* totals) {
+  while (rows > 0) {
+    int64_t size = rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+    int digits = most_digits(x, size);
+    if (digits > 1 && size > DIGIT_ROWS<Code, 8 / PARTS>) {
+      size = DIGIT_ROWS<Code, 8 / PARTS>;
+      digits = most_digits(x, size);
     }
+    if (size == 4) add_rows<Code, PARTS, 4>(digits, codes, x, shifted, scale, minimum, totals);
+    else if (size == 2) add_rows<Code, PARTS, 2>(digits, codes, x, shifted, scale, minimum, totals);
+    else add_rows<Code, PARTS, 1>(digits, codes, x, shifted, scale, minimum, totals);
+    x += size;
+    rows -= size;
+    totals += size * PANEL;
   }
-  for (int half = 0; half < HALVES; ++half) total[half].store(totals + half * V::LANES);
+}
+
+// The unsigned bytes of a unit, for many rows.
+template <class Code>
+inline void decode_unit(const uint8_t* codes, uint8_t* to) {
+  each<8>([&](auto vector) BITGRAIN_INLINE_LAMBDA {
+    each<HALVES>([&](auto half) BITGRAIN_INLINE_LAMBDA { Code::value(codes, half, vector).store(to + 64 * vector + half * Bytes::SIZE); });
+  });
+}
+
+// The units of a record and one row, whose totals stay in registers.
+template <class Code, int PARTS>
+inline void add_record(const uint8_t* codes, const UnitInput* x, int64_t units, bool shifted, const RecordScales& scales, float* totals) {
+  for (int64_t unit = 0; unit < units; ++unit, ++x, codes += Code::BYTES) {
+    // what the memory's latency asks for; beyond the end of the weight nothing is read
+    for (int64_t line = 0; line < Code::BYTES; line += 64) __builtin_prefetch(codes + PREFETCH_BYTES + line);
+    add_rows<Code, PARTS, 1>(x->count, codes, x, shifted, scales.scale + unit * PARTS, scales.minimum + unit * PARTS, totals);
+  }
 }
 
 inline void store_row(const BlockWeight& weight, const float* totals, int64_t first, int64_t row, const void* bias, void* y, int32_t y_dtype, int64_t y_stride) {
@@ -158,6 +179,7 @@ inline void run_panels(const BlockWeight& weight, const void* input, int64_t row
   const bool shifted = format.minimum != NO_MINIMUM;
   RecordScales scales[PANELS_TOGETHER];
   alignas(64) float totals[PANELS_TOGETHER * ROWS_TOGETHER * PANEL];
+  alignas(64) uint8_t decoded[BLOCK_UNIT * PANEL];
   for (int64_t base = 0; base < rows; base += ROWS_TOGETHER) {
     const int64_t step = rows_in_block(base, rows), together = step == 1 ? 1 : PANELS_TOGETHER;
     for (int64_t panel = first; panel < last; panel += together) {
@@ -170,15 +192,15 @@ inline void run_panels(const BlockWeight& weight, const void* input, int64_t row
         const uint8_t* from = weight.data + panel * panel_bytes + record * full.end;
         for (int64_t p = 0; p < count; ++p) read_scales(format, PARTS, from + p * panel_bytes, at, inside, scales[p]);
         if (step == 1) {
-          if (shifted) add_record<Code, PARTS, true>(from + at.codes, x, inside, scales[0], totals);
-          else add_record<Code, PARTS, false>(from + at.codes, x, inside, scales[0], totals);
+          add_record<Code, PARTS>(from + at.codes, x, inside, shifted, scales[0], totals);
           x += inside;
           continue;
         }
         for (int64_t unit = 0; unit < inside; ++unit, x += step) {
           for (int64_t p = 0; p < count; ++p) {
-            const uint8_t* codes = from + p * panel_bytes + at.codes + unit * Code::BYTES;
-            add_unit<Code, PARTS>(codes, x, step, shifted, scales[p].scale + unit * PARTS, scales[p].minimum + unit * PARTS, totals + p * step * PANEL);
+            decode_unit<Code>(from + p * panel_bytes + at.codes + unit * Code::BYTES, decoded);
+            const int64_t part = unit * PARTS;
+            add_unit<Decoded<Code>, PARTS>(decoded, x, step, shifted, scales[p].scale + part, scales[p].minimum + part, totals + p * step * PANEL);
           }
         }
       }

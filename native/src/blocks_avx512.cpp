@@ -1,8 +1,12 @@
 // Blocks through AVX-512 (F, BW, VL, DQ) with VNNI: sixteen out features, one panel; products of bytes are added in 32 bits.
+// GCC 12's own AVX-512 header trips the warning once everything is inlined
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
+#include "block_digits_avx2.hpp"
 #include "block_layout.hpp"
 #include "scalar.hpp"
+#include "unrolled.hpp"
 
 namespace bitgrain {
 namespace {
@@ -42,6 +46,7 @@ struct Bytes {
   __m512i v;
 
   static Bytes load(const uint8_t* from) { return {_mm512_loadu_si512(from)}; }
+  void store(uint8_t* to) const { _mm512_storeu_si512(to, v); }
   Bytes masked(int byte) const { return {_mm512_and_si512(v, _mm512_set1_epi8(char(byte)))}; }
   Bytes up(int bits) const { return bits ? Bytes{_mm512_slli_epi16(v, unsigned(bits))} : *this; }
   Bytes down(int bits) const { return bits ? Bytes{_mm512_srli_epi16(v, unsigned(bits))} : *this; }
@@ -73,23 +78,35 @@ inline void add_dots(__m512i& sum, __m512i codes, const int8_t* digits) {
 #endif
 }
 
-template <class Code, int COUNT>
-struct Vectors {
-  static constexpr float STEP = 1.0f / 256;
-  __m512i codes[COUNT];
+constexpr int HALVES = 1;
 
-  void read(const uint8_t* unit, int half, int first) {
-#pragma GCC unroll 8
-    for (int v = 0; v < COUNT; ++v) codes[v] = Code::value(unit, half, first + v).v;
-  }
-  V dot(const UnitInput& x, int digit, int first, int32_t correction) const {
-    const int8_t* digits = x.bytes[digit] + first;
-    __m512i sum = _mm512_set1_epi32(correction);
-#pragma GCC unroll 8
-    for (int v = 0; v < COUNT; ++v) add_dots(sum, codes[v], digits + 4 * v);
-    return {_mm512_cvtepi32_ps(sum)};
-  }
-};
+template <class Code>
+constexpr int MOST_DIGITS = 4;
+
+template <class Code, int COUNT>
+constexpr int DIGIT_ROWS = 4;
+
+template <class Code, int COUNT, int PART, int DIGITS_USED, int ROWS>
+BITGRAIN_INLINE void dots(const uint8_t* unit, const UnitInput* x, V (&to)[ROWS][HALVES]) {
+  __m512i sum[ROWS][DIGITS_USED];
+  each<ROWS>([&](auto row) BITGRAIN_INLINE_LAMBDA {
+    each<DIGITS_USED>([&](auto digit) BITGRAIN_INLINE_LAMBDA { sum[row][digit] = _mm512_set1_epi32(x[row].correction[PART][digit]); });
+  });
+  each<COUNT>([&](auto v) BITGRAIN_INLINE_LAMBDA {
+    constexpr int vector = PART * COUNT + v;
+    const __m512i codes = Code::value(unit, 0, vector).v;
+    each<ROWS>([&](auto row) BITGRAIN_INLINE_LAMBDA {
+      each<DIGITS_USED>([&](auto digit) BITGRAIN_INLINE_LAMBDA { add_dots(sum[row][digit], codes, x[row].bytes[digit] + 4 * vector); });
+    });
+  });
+  each<ROWS>([&](auto row) BITGRAIN_INLINE_LAMBDA {
+    __m512 dot = _mm512_cvtepi32_ps(sum[row][DIGITS_USED - 1]);
+    each<DIGITS_USED - 1>([&](auto i) BITGRAIN_INLINE_LAMBDA {
+      dot = _mm512_fmadd_ps(dot, _mm512_set1_ps(1.0f / 256), _mm512_cvtepi32_ps(sum[row][DIGITS_USED - 2 - i]));
+    });
+    to[row][0] = {dot};
+  });
+}
 
 }  // namespace
 }  // namespace bitgrain

@@ -3,6 +3,7 @@
 
 #include "block_layout.hpp"
 #include "scalar.hpp"
+#include "unrolled.hpp"
 
 namespace bitgrain {
 namespace {
@@ -68,6 +69,7 @@ struct Bytes {
     std::memcpy(b.lane, from, SIZE);
     return b;
   }
+  void store(uint8_t* to) const { std::memcpy(to, lane, SIZE); }
   template <class Change>
   Bytes changed(Change change) const {
     Bytes b;
@@ -104,27 +106,56 @@ inline void widen(const uint8_t* from, int32_t dtype, float* to) {
   }
 }
 
+// The lowest digit first, so that each is what the lower ones leave.
+inline void split_bytes(const int32_t (&values)[BLOCK_UNIT], UnitInput& to) {
+  for (int64_t i = 0; i < BLOCK_UNIT; ++i) {
+    int32_t value = values[i];
+    for (int digit = DIGITS - 1; digit >= 0; --digit) {
+      const int32_t low = int8_t(value);
+      to.bytes[digit][i] = int8_t(low);
+      value = (value - low) >> 8;
+    }
+  }
+}
+
+// sums[part][digit] over 16 in features each
+inline void sum_bytes(const UnitInput& x, int32_t (&sums)[2][DIGITS]) {
+  for (int part = 0; part < 2; ++part) {
+    for (int digit = 0; digit < DIGITS; ++digit) {
+      sums[part][digit] = 0;
+      for (int64_t i = 0; i < BLOCK_UNIT / 2; ++i) sums[part][digit] += x.bytes[digit][part * BLOCK_UNIT / 2 + i];
+    }
+  }
+}
+
 constexpr bool takes_words(const BlockFormat&) { return false; }
 
 constexpr int parts_of(const BlockFormat& format) { return format.group == 16 ? 2 : 1; }
 
-template <class Code, int COUNT>
-struct Vectors {
-  static constexpr float STEP = 1.0f / 256;
-  Bytes codes[COUNT];
+constexpr int HALVES = 1;
 
-  void read(const uint8_t* unit, int half, int first) {
-    for (int v = 0; v < COUNT; ++v) codes[v] = Code::value(unit, half, first + v);
+template <class Code>
+constexpr int MOST_DIGITS = 4;
+
+template <class Code, int COUNT>
+constexpr int DIGIT_ROWS = 1;
+
+template <class Code, int COUNT, int PART, int DIGITS_USED, int ROWS>
+inline void dots(const uint8_t* unit, const UnitInput* x, V (&to)[ROWS][HALVES]) {
+  Bytes codes[COUNT];
+  for (int v = 0; v < COUNT; ++v) codes[v] = Code::value(unit, 0, PART * COUNT + v);
+  for (int row = 0; row < ROWS; ++row) {
+    for (int digit = DIGITS_USED - 1; digit >= 0; --digit) {
+      const int8_t* digits = x[row].bytes[digit] + 4 * COUNT * PART;
+      int32_t sum[PANEL];
+      for (int32_t& s : sum) s = x[row].correction[PART][digit];
+      for (int v = 0; v < COUNT; ++v)
+        for (int i = 0; i < Bytes::SIZE; ++i) sum[i / 4] += int32_t(codes[v].lane[i]) * digits[4 * v + i % 4];
+      const V dot = V::made([&](int i) { return float(sum[i]); });
+      to[row][0] = digit + 1 == DIGITS_USED ? dot : V::fma(to[row][0], V::set(1.0f / 256), dot);
+    }
   }
-  V dot(const UnitInput& x, int digit, int first, int32_t correction) const {
-    const int8_t* digits = x.bytes[digit] + first;
-    int32_t sum[PANEL];
-    for (int32_t& s : sum) s = correction;
-    for (int v = 0; v < COUNT; ++v)
-      for (int i = 0; i < Bytes::SIZE; ++i) sum[i / 4] += int32_t(codes[v].lane[i]) * digits[4 * v + i % 4];
-    return V::made([&](int i) { return float(sum[i]); });
-  }
-};
+}
 
 }  // namespace
 }  // namespace bitgrain
