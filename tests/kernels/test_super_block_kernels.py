@@ -129,6 +129,22 @@ def test_every_number_of_rows_gives_each_row_its_own_result(rows, instruction_se
 
 
 @pytest.mark.parametrize("kernel", [EXACT, FAST], ids=lambda k: k.name)
+@pytest.mark.parametrize("name", SPECS)
+def test_rows_that_need_other_numbers_of_digits_change_no_bit_of_each_other(name, kernel, instruction_set):
+    """Rows that share registers are multiplied with as many digits as the longest of them has."""
+    k = widths(SPECS[name])[-1]
+    prepared, x = kernel.prepare(sample_weight(SPECS[name], 37, k), NO_ACTIVATION), inputs(16, k, torch.float32)
+    x[0::4] = x[0::4].clamp(-4, 4).round()  # one digit
+    x[1::4] = x[1::4].bfloat16()  # two or three
+    x[2] = 0
+    x[5, :40] = 0
+    x[7, 3] = float("inf")
+    alone = torch.cat([kernel.apply(x[i : i + 1], prepared, None) for i in range(16)])
+    for start, stop in ((0, 16), (1, 16), (2, 9), (3, 6), (4, 6)):
+        assert torch.allclose(kernel.apply(x[start:stop], prepared, None), alone[start:stop], rtol=0, atol=0, equal_nan=True), (start, stop)
+
+
+@pytest.mark.parametrize("kernel", [EXACT, FAST], ids=lambda k: k.name)
 @pytest.mark.parametrize("name", ["q4_0", "q6_k", "q8_0", "iq4_xs", "nvfp4"])
 def test_threads_and_neighbours_change_no_bit(name, kernel, instruction_set):
     prepared, x = kernel.prepare(sample_weight(SPECS[name], 200, 512), NO_ACTIVATION), inputs(40, 512, torch.bfloat16)
