@@ -159,6 +159,18 @@ def test_threads_and_neighbours_change_no_bit(name, kernel, instruction_set):
         assert torch.equal(kernel.apply(x[start:stop], prepared, None), whole[start:stop])
 
 
+def test_the_long_shares_of_one_row_cover_every_out_feature(instruction_set):
+    """82 panels: ten, five or four at a time, by the number of threads; the last share is short."""
+    prepared, x, threads = EXACT.prepare(sample_weight(SPECS["q4_0"], 1301, 64), NO_ACTIVATION), inputs(2, 64, torch.bfloat16), torch.get_num_threads()
+    whole = EXACT.apply(x, prepared, None)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(EXACT.apply(x[:1], prepared, None), whole[:1])
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("huge", [1023.0, -1.0, 511.75])
 def test_neighbours_of_a_huge_number_keep_their_bits(bits, huge, instruction_set):
