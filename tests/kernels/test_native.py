@@ -283,6 +283,15 @@ def test_unknown_instruction_set_is_refused_by_name():
     assert result.returncode == 1 and "BITGRAIN_CPU_ISA" in result.stderr
 
 
+@needs_library
+@pytest.mark.parametrize("isa", [name for name in library.SETS if name not in library.available_sets()])
+def test_instruction_set_of_another_machine_is_refused_with_those_of_this_one(isa):
+    with pytest.raises(RequestError, match="not on this machine"):
+        library.choose_instruction_set(isa)
+    result = run_python("from bitgrain.kernels.cpu import library; library.native()", BITGRAIN_CPU_ISA=isa)
+    assert result.returncode == 1 and f"one of {', '.join(library.available_sets())}" in result.stderr
+
+
 ABSENT = """
 from pathlib import Path
 from bitgrain.kernels.cpu import library
@@ -308,7 +317,7 @@ def object_files():
     """Object files of one instruction set each, newer than their sources, in this checkout's build folder or the one that the variable names."""
     root = Path(__file__).parents[2]
     folders = [Path(os.environ["BITGRAIN_BUILD"])] if "BITGRAIN_BUILD" in os.environ else [root / "build"]
-    found = [path for folder in folders for pattern in ("*avx*.cpp.o", "amx.cpp.o") for path in folder.rglob(pattern)]
+    found = [path for folder in folders for pattern in ("*avx*.cpp.o", "amx.cpp.o", "*neon*.cpp.o") for path in folder.rglob(pattern)]
     sources = {path.name: path.stat().st_mtime for path in (root / "native/src").glob("*.cpp")}
     return [path for path in found if path.stat().st_mtime > sources.get(path.stem, math.inf)]
 

@@ -14,7 +14,7 @@ from bitgrain.errors import RequestError, RunError
 from bitgrain.settings import variable
 
 ABI_VERSION = 6
-SETS = {"portable": 1, "avx2": 2, "avx512": 4, "avx512bf16": 8, "amx": 16}
+SETS = {"portable": 1, "avx2": 2, "avxvnni": 32, "avx512": 4, "avx512bf16": 8, "amx": 16, "neon": 64, "neondot": 128}
 FILE = Path(variable("BITGRAIN_CPU_LIBRARY") or Path(__file__).with_name("libbitgrain_cpu.so"))
 
 POINTER, I32, I64, F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
