@@ -62,7 +62,7 @@ inline void fixed_tile(const GroupedArgs& args, int64_t panel, int half, int64_t
   V total[ROWS];
   for (int r = 0; r < ROWS; ++r) {
     const int64_t from = args.x_rows ? args.x_rows[row + r] : row + r;
-    x[r] = split.bytes + from * args.units * SPLIT_BYTES;
+    x[r] = split.bytes + from * split.row_bytes;
     chunk[r] = split.chunks + from * split.chunk_count;
     x_sums[r] = args.x_sums + from * args.groups;
     total[r] = V::zero();
@@ -157,11 +157,11 @@ inline void split_chunk(const float* x, int64_t units, uint32_t exponent, uint8_
     vst1q_u8(to, vqtbl2q_u8(bytes, first_order));
     vst1_u8(to + 16, vqtbl2_u8(bytes, rest_order));
   }
-  chunk = {bits_to_float((exponent - 21) << 23), vaddvq_s32(upper), vaddvq_s32(lower)};
+  chunk = {bits_to_float((exponent - 21) << 23), -vaddvq_s32(upper), -vaddvq_s32(lower)};
 }
 
 inline void split_row(const float* x, const int32_t* group_ends, int64_t groups, const SplitRows& out, int64_t row) {
-  uint8_t* to = out.bytes + row * out.units * SPLIT_BYTES;
+  uint8_t* to = out.bytes + row * out.row_bytes;
   Chunk* chunk = out.chunks + row * out.chunk_count;
   int64_t unit = 0;
   uint32_t top = 0;

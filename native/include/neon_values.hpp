@@ -57,6 +57,7 @@ struct V {
   static V gather(const float* table, const I& index);
   static V gather_pairs(const float* table, const I& row);
   static V look_up16(const I& index, const float* table);
+  struct Nibbles;
   template <int DTYPE>
   static V gather_as(const void* table, const I& index);
   V flip(const I& signs) const;
@@ -187,6 +188,29 @@ inline V V::look_up16(const I& index, const float* table) {
   const I bytes = index * I::set(0x04040404) + I::set(0x03020100);
   return of_bits(vreinterpretq_u32_u8(vqtbl4q_u8(entries, vreinterpretq_u8_u32(bytes.low))), vreinterpretq_u32_u8(vqtbl4q_u8(entries, vreinterpretq_u8_u32(bytes.high))));
 }
+
+// A table of sixteen floats, its four bytes apart: one lookup finds a byte of 16 codes.
+struct V::Nibbles {
+  uint8x16x4_t byte;
+
+  void set(const float* table) { byte = vld4q_u8(reinterpret_cast<const uint8_t*>(table)); }
+
+  // Entries of the 32 codes in 16 bytes, the low half of a byte first.
+  void look_up(const uint8_t* from, V (&to)[4]) const {
+    const uint8x16_t raw = vld1q_u8(from), even = vandq_u8(raw, vdupq_n_u8(15)), odd = vshrq_n_u8(raw, 4);
+    entries(vzip1q_u8(even, odd), to[0], to[1]);
+    entries(vzip2q_u8(even, odd), to[2], to[3]);
+  }
+
+ private:
+  void entries(uint8x16_t codes, V& first, V& second) const {
+    const uint8x16_t a = vqtbl1q_u8(byte.val[0], codes), b = vqtbl1q_u8(byte.val[1], codes), c = vqtbl1q_u8(byte.val[2], codes), d = vqtbl1q_u8(byte.val[3], codes);
+    const uint16x8_t low = vreinterpretq_u16_u8(vzip1q_u8(a, b)), high = vreinterpretq_u16_u8(vzip1q_u8(c, d));
+    const uint16x8_t low_after = vreinterpretq_u16_u8(vzip2q_u8(a, b)), high_after = vreinterpretq_u16_u8(vzip2q_u8(c, d));
+    first = of_bits(vreinterpretq_u32_u16(vzip1q_u16(low, high)), vreinterpretq_u32_u16(vzip2q_u16(low, high)));
+    second = of_bits(vreinterpretq_u32_u16(vzip1q_u16(low_after, high_after)), vreinterpretq_u32_u16(vzip2q_u16(low_after, high_after)));
+  }
+};
 
 template <int DTYPE>
 inline V V::gather_as(const void* table, const I& index) {
