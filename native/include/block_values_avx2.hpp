@@ -50,6 +50,7 @@ struct Bytes {
   __m256i v;
 
   static Bytes load(const uint8_t* from) { return {load32(from)}; }
+  void store(uint8_t* to) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), v); }
   Bytes masked(int byte) const { return {_mm256_and_si256(v, _mm256_set1_epi8(char(byte)))}; }
   Bytes up(int bits) const { return bits ? Bytes{_mm256_slli_epi16(v, bits)} : *this; }
   Bytes down(int bits) const { return bits ? Bytes{_mm256_srli_epi16(v, bits)} : *this; }
@@ -67,11 +68,7 @@ inline void widen(const uint8_t* from, int32_t dtype, float* to) {
   }
 }
 
-inline __m256i four(const void* from) {
-  int32_t value;
-  __builtin_memcpy(&value, from, 4);
-  return _mm256_set1_epi32(value);
-}
+inline __m256i four(const void* from) { return _mm256_castps_si256(_mm256_broadcast_ss(static_cast<const float*>(from))); }
 
 }  // namespace
 }  // namespace bitgrain

@@ -7,6 +7,7 @@
 
 #include "block_layout.hpp"
 #include "neon_values.hpp"
+#include "unrolled.hpp"
 
 namespace bitgrain {
 namespace {
@@ -17,6 +18,10 @@ struct Bytes {
 
   static Bytes load(const uint8_t* from) { return {vld1q_u8(from), vld1q_u8(from + 16)}; }
   static Bytes set(int byte) { return {vdupq_n_u8(uint8_t(byte)), vdupq_n_u8(uint8_t(byte))}; }
+  void store(uint8_t* to) const {
+    vst1q_u8(to, low);
+    vst1q_u8(to + 16, high);
+  }
   Bytes masked(int byte) const { return {vandq_u8(low, vdupq_n_u8(uint8_t(byte))), vandq_u8(high, vdupq_n_u8(uint8_t(byte)))}; }
   Bytes up(int bits) const { return {vshlq_u8(low, vdupq_n_s8(int8_t(bits))), vshlq_u8(high, vdupq_n_s8(int8_t(bits)))}; }
   Bytes down(int bits) const { return up(-bits); }
@@ -37,6 +42,33 @@ inline void widen(const uint8_t* from, int32_t dtype, float* to) {
 constexpr bool takes_words(const BlockFormat&) { return false; }
 
 constexpr int parts_of(const BlockFormat& format) { return format.group == 16 ? 2 : 1; }
+
+// Digits of 32 integers, see block_digits_avx2.hpp: adding 128 to the lower three carries as the signs ask, and the same bits are
+// turned back afterwards.
+inline void split_bytes(const int32_t (&values)[BLOCK_UNIT], UnitInput& to) {
+  const uint32x4_t bias = vdupq_n_u32(0x00808080);
+  uint32_t turned[BLOCK_UNIT];
+  for (int i = 0; i < BLOCK_UNIT; i += 4) vst1q_u32(turned + i, veorq_u32(vaddq_u32(vreinterpretq_u32_s32(vld1q_s32(values + i)), bias), bias));
+  for (int i = 0; i < BLOCK_UNIT; i += 16) {
+    const uint8x16x4_t digits = vld4q_u8(reinterpret_cast<const uint8_t*>(turned + i));  // the lowest of each first
+    for (int digit = 0; digit < DIGITS; ++digit) vst1q_s8(to.bytes[DIGITS - 1 - digit] + i, vreinterpretq_s8_u8(digits.val[digit]));
+  }
+}
+
+// sums[part][digit] over 16 in features each
+inline void sum_bytes(const UnitInput& x, int32_t (&sums)[2][DIGITS]) {
+  for (int part = 0; part < 2; ++part)
+    for (int digit = 0; digit < DIGITS; ++digit) sums[part][digit] = vaddlvq_s8(vld1q_s8(x.bytes[digit] + part * BLOCK_UNIT / 2));
+}
+
+constexpr int HALVES = 2;
+
+template <class Code>
+constexpr int MOST_DIGITS = 4;
+
+// Codes of one half take half of the registers; sums are finished one after another, so rows need no more of them.
+template <class Code, int COUNT>
+constexpr int DIGIT_ROWS = 4;
 
 #ifdef __ARM_FEATURE_DOTPROD
 
@@ -99,13 +131,12 @@ inline V dot_codes(const int8x16_t (&low)[COUNT], const int8x16_t (&high)[COUNT]
 
 #endif
 
-// Sums are integers and below 2^22, so the order of their parts does not matter.
+// Codes of one half.
 template <class Code, int COUNT>
 struct Vectors {
-  static constexpr float STEP = 1.0f / 256;
   int8x16_t low[COUNT], high[COUNT];
 
-  void read(const uint8_t* unit, int half, int first) {
+  Vectors(const uint8_t* unit, int half, int first) {
 #pragma GCC unroll 8
     for (int v = 0; v < COUNT; ++v) {
       const Bytes codes = Code::value(unit, half, first + v), flip = Bytes::set(Code::WIDE ? 0x80 : 0);
@@ -113,17 +144,31 @@ struct Vectors {
       high[v] = vreinterpretq_s8_u8(veorq_u8(codes.high, flip.high));
     }
   }
-  V dot(const UnitInput& x, int digit, int first, int32_t correction) const {
+  V dot(const int8_t* from, int32_t correction) const {
     int8x16_t digits[COUNT / 4];
     int32_t sum = 0;
 #pragma GCC unroll 2
     for (int i = 0; i < COUNT / 4; ++i) {
-      digits[i] = vld1q_s8(x.bytes[digit] + first + 16 * i);
+      digits[i] = vld1q_s8(from + 16 * i);
       if (Code::WIDE) sum += vaddlvq_s8(digits[i]);
     }
     return dot_codes<Code, COUNT>(low, high, digits, correction + 128 * sum);
   }
 };
+
+// Sums are integers and below 2^22, so the order of their parts does not matter.
+template <class Code, int COUNT, int PART, int DIGITS_USED, int ROWS>
+inline void dots(const uint8_t* unit, const UnitInput* x, V (&to)[ROWS][HALVES]) {
+  each<HALVES>([&](auto half) BITGRAIN_INLINE_LAMBDA {
+    const Vectors<Code, COUNT> vectors(unit, half, PART * COUNT);
+    each<ROWS>([&](auto row) BITGRAIN_INLINE_LAMBDA {
+      const auto digit_dot = [&](int digit) BITGRAIN_INLINE_LAMBDA { return vectors.dot(x[row].bytes[digit] + 4 * PART * COUNT, x[row].correction[PART][digit]); };
+      V dot = digit_dot(DIGITS_USED - 1);
+      each<DIGITS_USED - 1>([&](auto i) BITGRAIN_INLINE_LAMBDA { dot = V::fma(dot, V::set(1.0f / 256), digit_dot(DIGITS_USED - 2 - i)); });
+      to[row][half] = dot;
+    });
+  });
+}
 
 }  // namespace
 }  // namespace bitgrain
