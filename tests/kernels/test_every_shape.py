@@ -34,6 +34,8 @@ SHAPES = [(SIZES[i % 7], SIZES[(i + i // 7) % 7]) for i in range(49)]  # every N
 # products that torch computes: their sums depend on the number of rows and of threads
 TORCHS = ("cpu.dense",)
 KERNELS = [(o, kernel) for o in operations() for kernel in candidates(o, "cpu") if kernel.name.startswith("cpu.")]
+# have tests of their own below; decode steps of whole models are in test_decode_step.py
+ELSEWHERE = ("linear", "embedding", "experts", "decode_step")
 
 
 def of(operation):
@@ -192,7 +194,7 @@ def step_cases(operation, turn, rows):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize(("operation", "kernel"), [(o, k) for o, k in KERNELS if o not in ("linear", "embedding", "experts")], ids=lambda v: getattr(v, "name", ""))
+@pytest.mark.parametrize(("operation", "kernel"), [(o, k) for o, k in KERNELS if o not in ELSEWHERE], ids=lambda v: getattr(v, "name", ""))
 def test_other_operations_of_odd_shapes(operation, kernel):
     torch.set_num_threads(1)
     ran = 0

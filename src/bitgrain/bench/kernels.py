@@ -14,6 +14,7 @@ from bitgrain.bench.sampling import Sample, sample
 from bitgrain.errors import RequestError
 from bitgrain.kernels.base import LinearProblem, Prepared
 from bitgrain.kernels.selection import Policy, Selection, select
+from bitgrain.platforms.host_memory import copied_weight
 from bitgrain.weights import NO_ACTIVATION, ActivationSpec, WeightSpec
 from bitgrain.weights.block_float import block_float_spec
 from bitgrain.weights.codebook import codebook_spec
@@ -112,16 +113,18 @@ def _measure(name: str, selection: Selection, rows: int, dense: torch.Tensor, pe
     (n, k), kernel = dense.shape, selection.kernel
     weight, activation = CASES[name]
     first = kernel.prepare(sample_weight(weight, n, k), activation)
-    held = [first, *(_copied(first) for _ in range(_copies(first.nbytes, rows) - 1))]
-    others = [dense, *(dense.clone() for _ in range(_copies(2 * n * k, rows) - 1))]
+    held = [_copied(first) for _ in range(_copies(first.nbytes, rows))]
+    others = [copied_weight(dense) for _ in range(_copies(2 * n * k, rows))]
     x = torch.randn(rows, k).bfloat16()
     peer: list[float] = []
 
     def times() -> list[float]:
         peer.clear()
         own = []
+        # each by itself: a step runs one product of the kernel after the other
         for turn in range(repeats + 2):
             own.append(seconds(partial(kernel.apply, x, held[turn % len(held)], None)))
+        for turn in range(repeats + 2):
             peer.append(seconds(partial(torch.nn.functional.linear, x, others[turn % len(others)])))
         return own[2:]
 
@@ -134,4 +137,5 @@ def _copies(nbytes: int, rows: int) -> int:
 
 
 def _copied(prepared: Prepared) -> Prepared:
-    return replace(prepared, tensors={name: tensor.clone() for name, tensor in prepared.tensors.items()})
+    """A copy in memory as loaded weights have it."""
+    return replace(prepared, tensors={name: copied_weight(tensor) for name, tensor in prepared.tensors.items()})

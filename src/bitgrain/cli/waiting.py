@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from bitgrain.platforms.processors import allowed_processors
 from bitgrain.settings import set_default, variable
 
 COMMANDS = ("serve", "generate", "chat")
@@ -19,7 +20,7 @@ def choose_waiting(command: str) -> None:
     """
     if command not in COMMANDS or variable(POLICY) or variable(SPINS) or "torch" in sys.modules:
         return
-    if is_crowded(usable_cores(), own_threads(), load()):
+    if is_crowded(allowed_processors(), own_threads(), load()):
         set_default(POLICY, "passive")
 
 
@@ -28,15 +29,10 @@ def is_crowded(cores: int, threads: int, load: float) -> bool:
     return threads + load > cores + 0.5
 
 
-def usable_cores() -> int:
-    """Those of this process's affinity, where the system has such."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def own_threads() -> int:
     """What OMP_NUM_THREADS says, else one per core, as the runtime does."""
     asked = variable(THREADS) or ""
-    return int(asked) if asked.isdecimal() and int(asked) else usable_cores()
+    return int(asked) if asked.isdecimal() and int(asked) else allowed_processors()
 
 
 def load() -> float:

@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-import torch
-
 from bitgrain.settings import variable
 
 
@@ -27,6 +25,8 @@ def limit_threads(root: Path = Path("/")) -> int:
     torch counts the affinity and knows no quota: more threads than a quota pays for are all stopped for the rest of each period as soon as
     they have used it up.  A number that OMP_NUM_THREADS sets is the user's and stays, and so does a smaller one.
     """
+    import torch  # not above: allowed_processors() is asked before torch is loaded
+
     allowed = allowed_processors(root)
     if variable("OMP_NUM_THREADS") is None and torch.get_num_threads() > allowed:
         torch.set_num_threads(allowed)
