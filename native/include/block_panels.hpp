@@ -102,17 +102,25 @@ template <class Code, int PARTS, int DIGITS_USED, int ROWS>
   });
 }
 
+// Under a sanitizer, whose compilation would take minutes, units have all digits: that reads whatever fewer digits read.
+#ifdef BITGRAIN_FEW_TILES
+constexpr bool FEW_TILES = true;
+#else
+constexpr bool FEW_TILES = false;
+#endif
+
 template <class Code, int PARTS, int ROWS>
 inline void add_rows(int digits, const uint8_t* codes, const UnitInput* x, bool shifted, const float (*scale)[PANEL], const float (*minimum)[PANEL],
                               float* totals) {
-  if (digits <= 1) return add_tile<Code, PARTS, 1, ROWS>(codes, x, shifted, scale, minimum, totals);
-  if constexpr (ROWS <= DIGIT_ROWS<Code, 8 / PARTS>) {
-    if (MOST_DIGITS<Code> == 2 || digits == 2) return add_tile<Code, PARTS, 2, ROWS>(codes, x, shifted, scale, minimum, totals);
-    if constexpr (MOST_DIGITS<Code> > 2) {
-      if (digits == 3) return add_tile<Code, PARTS, 3, ROWS>(codes, x, shifted, scale, minimum, totals);
-      add_tile<Code, PARTS, 4, ROWS>(codes, x, shifted, scale, minimum, totals);
-    }
+  constexpr bool SEVERAL = ROWS <= DIGIT_ROWS<Code, 8 / PARTS>;
+  if constexpr (!SEVERAL || !FEW_TILES) {
+    if (!SEVERAL || digits <= 1) return add_tile<Code, PARTS, 1, ROWS>(codes, x, shifted, scale, minimum, totals);
   }
+  if constexpr (SEVERAL && MOST_DIGITS<Code> > 2 && !FEW_TILES) {
+    if (digits == 2) return add_tile<Code, PARTS, 2, ROWS>(codes, x, shifted, scale, minimum, totals);
+    if (digits == 3) return add_tile<Code, PARTS, 3, ROWS>(codes, x, shifted, scale, minimum, totals);
+  }
+  if constexpr (SEVERAL) add_tile<Code, PARTS, MOST_DIGITS<Code>, ROWS>(codes, x, shifted, scale, minimum, totals);
 }
 
 inline int most_digits(const UnitInput* x, int64_t rows) {

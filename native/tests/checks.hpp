@@ -204,3 +204,6 @@ void test_codebooks();
 void test_hadamard();
 void test_steps();
 void test_experts();
+void test_dense();
+void test_decode_step();
+void test_peaks();

@@ -7,6 +7,7 @@
 
 #include "block_kernels.hpp"
 #include "codebook.hpp"
+#include "decode_step.hpp"
 #include "experts.hpp"
 #include "hadamard.hpp"
 #include "pack.hpp"
@@ -55,12 +56,19 @@ int32_t bg_gate(const void* gate, const void* up, int64_t rows, int64_t size, in
 int32_t bg_attend(const void* q, int64_t rows, int64_t heads, int64_t size, int64_t q_stride, const void* keys, int64_t key_stride, const void* values,
                   int64_t value_stride, int64_t total, int64_t groups, int64_t value_size, int64_t window, const float* sinks, float scale, float cap,
                   int32_t dtype, void* y, int32_t threads);
+int32_t bg_dense(const void* x, int64_t rows, int64_t k, const void* weight, int32_t weight_dtype, int64_t n, const void* bias, void* y, int32_t y_dtype,
+                 int32_t threads);
+int64_t bg_step_scratch(const bitgrain::StepOperation* operations, int64_t count, const bitgrain::StepState* state);
+int32_t bg_run_step(const bitgrain::StepOperation* operations, int64_t count, const bitgrain::StepState* state, uint8_t* scratch, int64_t* counters);
+double bg_peak(int32_t kind, int32_t threads);
+uint64_t bg_read(const uint64_t* data, int64_t words, int32_t threads);
 }
 
 #define FUNCTIONS(F)                                                                                                                              \
   F(bg_abi_version) F(bg_instruction_set) F(bg_available_sets) F(bg_choose_set) F(bg_grouped_table) F(bg_grouped) F(bg_integer) F(bg_quantize)    \
   F(bg_experts) F(bg_experts_product) F(bg_block_panel_bytes) F(bg_block_linear) F(bg_pack_blocks) F(bg_pack_units) F(bg_additive) F(bg_lattice) \
-  F(bg_trellis) F(bg_vector) F(bg_lookup) F(bg_hadamard) F(bg_norm) F(bg_rotate) F(bg_gate) F(bg_attend)
+  F(bg_trellis) F(bg_vector) F(bg_lookup) F(bg_hadamard) F(bg_norm) F(bg_rotate) F(bg_gate) F(bg_attend) F(bg_dense) F(bg_step_scratch)          \
+  F(bg_run_step) F(bg_peak) F(bg_read)
 
 struct Called {
   const char* name;

@@ -8,10 +8,11 @@ int main() {
     const char* name;
     void (*run)();
   } tests[] = {{"grouped", test_grouped}, {"integer", test_integer}, {"blocks", test_blocks},     {"packing", test_packing},
-               {"codebooks", test_codebooks}, {"hadamard", test_hadamard}, {"steps", test_steps}, {"experts", test_experts}};
+               {"codebooks", test_codebooks}, {"hadamard", test_hadamard}, {"steps", test_steps}, {"experts", test_experts},
+               {"dense", test_dense}, {"decode", test_decode_step}, {"peaks", test_peaks}};
   test_first_use();
-  int32_t bit = 1;
-  for (const char* set : {"portable", "avx2", "avx512", "avx512bf16", "amx"}) {
+  int32_t bit = 1;  // of bg_available_sets
+  for (const char* set : {"portable", "avx2", "avx512", "avx512bf16", "amx", "avxvnni", "neon", "neondot"}) {
     const bool there = native::bg_available_sets() & bit;
     bit <<= 1;
     expect(native::bg_choose_set(set) == (there ? 0 : 2), std::string("choosing ") + set);

@@ -102,13 +102,16 @@ void GroupedWeight::multiply(const double* x, int64_t out, double& sum, double& 
   int64_t place = 0;
   for (int64_t g = 0; g < groups; ++g) {
     const double factor = scale_of(out, g), shift = zero_of(out, g);
+    double unscaled = 0;
     for (; place < group_ends[g] * UNIT; ++place) {
       const int64_t from = source(place);
       if (from < 0) continue;
       const double c = code(out, place);
       sum += factor * (c - shift) * x[from];
       size += std::fabs(factor) * (std::fabs(c) + std::fabs(shift) + (kind == NIBBLE || kind == TABLE4 ? 1 : 0)) * (std::fabs(x[from]) + most / 4);
+      unscaled += std::fabs(c / whole_step * x[from]);
     }
+    if (unscaled > 3e38) size = HUGE_VAL;  // float32 may overflow before the scale comes to it
   }
 }
 
