@@ -97,3 +97,28 @@ def test_large_weights_alone_get_pages_of_their_own(monkeypatch):
     source = torch.arange(host_memory.WORTH_MAPPING).view(2, -1).t()
     copy = host_memory.copied_weight(source)
     assert torch.equal(copy, source) and copy.is_contiguous() and copy.data_ptr() != source.data_ptr()
+
+
+@pytest.mark.skipif(large_pages_are_off(), reason="needs a system with transparent large pages")
+def test_small_prepared_weights_share_large_pages_that_go_with_the_last_of_them(monkeypatch):
+    monkeypatch.setattr(host_memory, "_arena", host_memory._Arena())
+    before, size = large_page_bytes(), host_memory.LARGE_PAGE // 2 + 3
+    kept = [host_memory.kept_weight(1, size).fill_(turn) for turn in range(40)]  # more than one piece of memory
+    assert len({tensor.untyped_storage().data_ptr() for tensor in kept}) == 2
+    assert all(tensor.data_ptr() % host_memory.LINE == 0 and bool((tensor == turn).all()) for turn, tensor in enumerate(kept))
+    assert large_page_bytes() - before >= 18 * host_memory.LARGE_PAGE
+    last = kept.pop()
+    kept.clear()
+    assert bool((last == 39).all())
+    del last
+    assert large_page_bytes() == before
+
+
+def test_small_prepared_weights_take_ordinary_memory_where_the_system_maps_no_more(monkeypatch):
+    def full(nbytes):
+        raise OSError("no more mappings")
+
+    monkeypatch.setattr(host_memory, "_arena", host_memory._Arena())
+    monkeypatch.setattr(host_memory, "_mapped", full)
+    for rows in (1, host_memory.WORTH_SHARING, host_memory.WORTH_MAPPING):
+        assert host_memory.kept_weight(rows, 1).shape == (rows, 1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from bitgrain.kernels.cpu.library import check, native
 from bitgrain.kernels.cpu.panels import PANEL, UNIT
 from bitgrain.numerics.bitpack import dense_bytes
-from bitgrain.platforms.host_memory import empty_weight
+from bitgrain.platforms.host_memory import kept_weight
 
 NIBBLES, QUADS, COLUMNS = range(3)
 
@@ -37,7 +37,7 @@ def pack_units(stream: Tensor, bits: int, k: int, gather: Tensor | None, units: 
         flip:   bits of every byte, padding included, that are inverted.
     """
     codes, held = _stream(stream, bits, k)
-    out = empty_weight(-(-codes.n // PANEL), units, UNIT * PANEL // (2 if layout == NIBBLES else 1))
+    out = kept_weight(-(-codes.n // PANEL), units, UNIT * PANEL // (2 if layout == NIBBLES else 1))
     places = None if gather is None else gather.contiguous()
     address = None if places is None else places.data_ptr()
     check(native().bg_pack_units(byref(codes), address, units, layout, fill, flip, out.data_ptr(), torch.get_num_threads()), "packing weights")
@@ -58,7 +58,7 @@ def pack_blocks(stream: Tensor, bits: int, k: int, fields: Sequence[tuple[Tensor
     table = (_PackedField * max(len(values), 1))(*(_PackedField(t.data_ptr(), t.shape[1], step, t.element_size()) for t, step in values))
     form = (c_int32 * len(layout))(*layout)
     size = native().bg_block_panel_bytes(form, k)
-    out = empty_weight(-(-codes.n // PANEL), size)
+    out = kept_weight(-(-codes.n // PANEL), size)
     check(native().bg_pack_blocks(byref(codes), table, len(values), form, size, out.data_ptr(), torch.get_num_threads()), "packing weights")
     del held
     return out
