@@ -14,7 +14,6 @@ from bitgrain.formats.base import ModuleKind
 from bitgrain.formats.matching import nearest_names
 from bitgrain.formats.value_checks import require_finite
 from bitgrain.plan import ModulePlan, Plan
-from bitgrain.platforms.host_memory import copied_weight
 from bitgrain.weights import ActivationSpec, Transform, Weight
 
 
@@ -62,9 +61,10 @@ class ModuleReader:
             bias = row.scheme.to_bias(stored)
         except BitgrainError as problem:
             raise _located(problem, row, self.files) from None
-        # views of the file become copies: the file may change or vanish later, and the pages are freed with the map
+        # views of the file become copies: the file may change or vanish later, and the pages are freed with the map.  In small pages:
+        # the system clears large ones at a few hundred MB per second, which a start would wait for
         mapped = {tensor.untyped_storage().data_ptr() for tensor in stored.values()}
-        owned = weight.map_tensors(lambda t: copied_weight(t) if t.untyped_storage().data_ptr() in mapped else t)
+        owned = weight.map_tensors(lambda t: t.clone() if t.untyped_storage().data_ptr() in mapped else t)
         return owned, activation, bias
 
     def skip(self, row: ModulePlan) -> None:
