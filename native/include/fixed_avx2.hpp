@@ -1,13 +1,11 @@
 // Four-bit codes times x in fixed point, in bytes: three signed bytes per in feature stand for 23 bits below the largest value
 // of a chunk, so the sums lose less than float32 sums do.  Needs AVX2; V and load_scale stand in grouped.hpp.
 #pragma once
+#include "fixed_rows.hpp"
 #include "grouped.hpp"
 
 namespace bitgrain {
 namespace {
-
-constexpr int64_t SPLIT_BYTES = 24;  // of one unit of one row
-constexpr uint32_t SMALLEST_EXPONENT = 48;  // biased: rows whose largest magnitude is below 2^-79 would lose to the smallest step
 
 // Unsigned codes of one half of a unit, in features 0, 2, 4, 6 and 1, 3, 5, 7 of each lane; the number is code - 2^OFFSET.  So many
 // units fit into 16-bit sums: 4 products, each up to 2 * largest code * 128.
@@ -293,26 +291,6 @@ inline void split_chunk(const float* x, int64_t units, uint32_t exponent, uint8_
     __builtin_memcpy(to + 20, &last, 4);
   }
   chunk = {bits_to_float((exponent - 21) << 23), -sum_lanes(upper), -sum_lanes(lower)};
-}
-
-inline void split_row(const float* x, const int32_t* group_ends, int64_t groups, const SplitRows& out, int64_t row) {
-  uint8_t* to = out.bytes + row * out.row_bytes;
-  Chunk* chunk = out.chunks + row * out.chunk_count;
-  int64_t unit = 0;
-  uint32_t top = 0;
-  out.whole[row] = 0;
-  for (int64_t g = 0; g < groups; ++g) {
-    while (unit < group_ends[g]) {
-      const int64_t left = group_ends[g] - unit, units = left < CHUNK_UNITS ? left : CHUNK_UNITS;
-      const uint32_t largest = largest_bits(x + unit * UNIT, units), exponent = largest >> 23;
-      if (exponent == 255) return;
-      top = largest > top ? largest : top;
-      // steps stay at 2^-126 or above, where float32 has its full precision
-      split_chunk(x + unit * UNIT, units, exponent < 22 ? 22 : exponent, to + unit * SPLIT_BYTES, *chunk++);
-      unit += units;
-    }
-  }
-  out.whole[row] = top == 0 || top >> 23 >= SMALLEST_EXPONENT;
 }
 
 }  // namespace

@@ -2,13 +2,11 @@
 // of a chunk, so the sums lose less than float32 sums do; SplitRows in kernels.hpp.  Needs NEON's dot products; signed codes need
 // no corrections.  Bits are those of AVX2.  Internal linkage.
 #pragma once
+#include "fixed_rows.hpp"
 #include "grouped.hpp"
 
 namespace bitgrain {
 namespace {
-
-constexpr int64_t SPLIT_BYTES = 24;  // of one unit of one row
-constexpr uint32_t SMALLEST_EXPONENT = 48;  // biased: rows whose largest magnitude is below 2^-79 would lose to the smallest step
 
 struct NibbleCodes {
   explicit NibbleCodes(const GroupedArgs&) {}
@@ -158,26 +156,6 @@ inline void split_chunk(const float* x, int64_t units, uint32_t exponent, uint8_
     vst1_u8(to + 16, vqtbl2_u8(bytes, rest_order));
   }
   chunk = {bits_to_float((exponent - 21) << 23), -vaddvq_s32(upper), -vaddvq_s32(lower)};
-}
-
-inline void split_row(const float* x, const int32_t* group_ends, int64_t groups, const SplitRows& out, int64_t row) {
-  uint8_t* to = out.bytes + row * out.row_bytes;
-  Chunk* chunk = out.chunks + row * out.chunk_count;
-  int64_t unit = 0;
-  uint32_t top = 0;
-  out.whole[row] = 0;
-  for (int64_t g = 0; g < groups; ++g) {
-    while (unit < group_ends[g]) {
-      const int64_t left = group_ends[g] - unit, units = left < CHUNK_UNITS ? left : CHUNK_UNITS;
-      const uint32_t largest = largest_bits(x + unit * UNIT, units), exponent = largest >> 23;
-      if (exponent == 255) return;
-      top = largest > top ? largest : top;
-      // steps stay at 2^-126 or above, where float32 has its full precision
-      split_chunk(x + unit * UNIT, units, exponent < 22 ? 22 : exponent, to + unit * SPLIT_BYTES, *chunk++);
-      unit += units;
-    }
-  }
-  out.whole[row] = top == 0 || top >> 23 >= SMALLEST_EXPONENT;
 }
 
 }  // namespace

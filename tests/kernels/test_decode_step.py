@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -252,3 +254,18 @@ def test_refusal_says_why_and_the_modules_run(what, tmp_path):
     model = bitgrain.load_model(written(tmp_path, **changes), device="cpu", **options)
     assert reason in refused(model)
     assert step(model, prompted(model, (3,))).shape == (1, 50)
+
+
+def test_threads_that_share_a_model_wait_for_each_other(tmp_path):
+    model = bitgrain.load_model(written(tmp_path / "model", **LLAMA), dtype="bfloat16")
+    assert decode_row(model)["kernel"] == "cpu.decode_step"
+    tokens = [torch.full((4,), token) for token in range(4)]
+
+    def generated(token: torch.Tensor) -> torch.Tensor:
+        caches = prompted(model, [0, 0, 0, 0])
+        return torch.stack([step(model, caches, token) for _ in range(40)])
+
+    wanted = [generated(token) for token in tokens]
+    with ThreadPoolExecutor(len(tokens)) as pool:
+        found = list(pool.map(generated, tokens))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))

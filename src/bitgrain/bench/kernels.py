@@ -137,5 +137,5 @@ def _copies(nbytes: int, rows: int) -> int:
 
 
 def _copied(prepared: Prepared) -> Prepared:
-    """A copy in memory as loaded weights have it."""
+    """A copy in large pages, as packed weights have them."""
     return replace(prepared, tensors={name: copied_weight(tensor) for name, tensor in prepared.tensors.items()})

@@ -134,8 +134,22 @@ class ExpertsProblem:
         )
 
 
+class Weightless:
+    """A problem without a weight or an activation specification."""
+
+    __slots__ = ()
+
+    @property
+    def weight(self) -> WeightSpec:
+        return WeightSpec("none", "none", 0)
+
+    @property
+    def activation(self) -> ActivationSpec:
+        return NO_ACTIVATION
+
+
 @dataclass(frozen=True, slots=True)
-class HadamardProblem:
+class HadamardProblem(Weightless):
     """The Walsh-Hadamard transform of blocks of `size` entries, with a base matrix of `order` rows (1: none)."""
 
     size: int
@@ -146,20 +160,12 @@ class HadamardProblem:
     def operation(self) -> str:
         return "hadamard"
 
-    @property
-    def weight(self) -> WeightSpec:
-        return WeightSpec("none", "none", 0)
-
-    @property
-    def activation(self) -> ActivationSpec:
-        return NO_ACTIVATION
-
     def describe(self) -> str:
         return f"hadamard of {self.size}{f', base {self.order}' if self.order > 1 else ''}, {self.dtype}"
 
 
 @dataclass(frozen=True, slots=True)
-class StepProblem:
+class StepProblem(Weightless):
     """One computation between matrix products, the same for all of a model's modules; see kernels.step.
 
     Args:
@@ -173,14 +179,6 @@ class StepProblem:
     size: int
     dtype: str
     detail: str = ""
-
-    @property
-    def weight(self) -> WeightSpec:
-        return WeightSpec("none", "none", 0)
-
-    @property
-    def activation(self) -> ActivationSpec:
-        return NO_ACTIVATION
 
     @property
     def label(self) -> str:

@@ -11,8 +11,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from bitgrain.kernels.base import Join, Kernel, Prepared
-from bitgrain.weights import NO_ACTIVATION, ActivationSpec, WeightSpec
+from bitgrain.kernels.base import Join, Kernel, Prepared, Weightless
 
 
 class Undescribed(Exception):
@@ -166,7 +165,7 @@ def _describer(module: nn.Module):  # type: ignore[no-untyped-def]
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeStepProblem:
+class DecodeStepProblem(Weightless):
     """Running one decode step of a model.
 
     Args:
@@ -181,14 +180,6 @@ class DecodeStepProblem:
     @property
     def operation(self) -> str:
         return "decode_step"
-
-    @property
-    def weight(self) -> WeightSpec:
-        return WeightSpec("none", "none", 0)
-
-    @property
-    def activation(self) -> ActivationSpec:
-        return NO_ACTIVATION
 
     @property
     def label(self) -> str:

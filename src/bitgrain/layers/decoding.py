@@ -62,7 +62,7 @@ class ModuleReader:
         except BitgrainError as problem:
             raise _located(problem, row, self.files) from None
         # views of the file become copies: the file may change or vanish later, and the pages are freed with the map.  In small pages:
-        # the system clears large ones at a few hundred MB per second, which a start would wait for
+        # a start with copies in large ones took 1.7 s longer for 525 MB (benchmarks/results/cpu-limits.md)
         mapped = {tensor.untyped_storage().data_ptr() for tensor in stored.values()}
         owned = weight.map_tensors(lambda t: t.clone() if t.untyped_storage().data_ptr() in mapped else t)
         return owned, activation, bias

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import torch
@@ -101,9 +102,10 @@ def _obstacle(operation: Operation) -> str:
 
 
 class NativeStep:
-    """See kernels.decode_step.RunnableStep."""
+    """See kernels.decode_step.RunnableStep.  Steps share buffers: one that another thread asks for waits."""
 
     def __init__(self, kernel: NativeDecodeStep, step: StepDescription) -> None:
+        self._lock = Lock()
         self._kernel, self._dtype, self._widths = kernel, getattr(torch, step.dtype), tuple(step.widths)
         operations = _joined(step.operations)
         self._calls = [_CALLS[type(operation)](operation) for operation in operations]
@@ -122,6 +124,10 @@ class NativeStep:
         self._head, self._last = last, last.target.buffer
 
     def run(self, rows: StepRows) -> Tensor:
+        with self._lock:
+            return self._run(rows)
+
+    def _run(self, rows: StepRows) -> Tensor:
         count = len(rows.lengths)
         frame = self._frames.get(count) or self._new_frame(count)
         with_head = count <= self._rows_with_head
