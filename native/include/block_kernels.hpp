@@ -24,13 +24,13 @@ enum BlockCode : int32_t { CODE_1, CODE_2, CODE_3, CODE_4, CODE_5, CODE_6, CODE_
 // The one-byte scale of a group: none, an integer, an integer and a minimum as low and high nibble, or a small float.
 enum SubScale : int32_t { NO_SUB, UNSIGNED_SUB, SIGNED_SUB, NIBBLE_SUB, E8M0_SUB, E4M3_SUB };
 
-// What is added to every weight of a group: nothing, a 16-bit number of its span, minus that times a byte of the group, or minus
-// the scale times a byte of the span.
-enum Minimum : int32_t { NO_MINIMUM, ADDED_MINIMUM, SCALED_MINIMUM, ZERO_POINT };
+// What is added to every weight of a group: nothing, a number of its span, minus that times a byte of the group, or minus the scale
+// times a byte or a number of the span.
+enum Minimum : int32_t { NO_MINIMUM, ADDED_MINIMUM, SCALED_MINIMUM, ZERO_POINT, FLOAT_POINT };
 
 // A record (16 out features, up to 256 in features) holds in this order, every value for 16 out features side by side:
 //   scales     16 or 32 bits of scale_dtype, one per span            (span > 0)
-//   minima     of scale_dtype, one per span                          (ADDED_MINIMUM, SCALED_MINIMUM)
+//   minima     of scale_dtype, one per span                          (ADDED_MINIMUM, SCALED_MINIMUM, FLOAT_POINT)
 //   points     bytes, one per span                                   (ZERO_POINT)
 //   sub        bytes, one per group                                  (sub != NO_SUB)
 //   sub minima bytes, one per group                                  (SCALED_MINIMUM, sub != NIBBLE_SUB)

@@ -53,7 +53,7 @@ struct RecordLayout {
     const int64_t spans = format.span ? (units * BLOCK_UNIT + format.span - 1) / format.span : 0, groups = units * BLOCK_UNIT / format.group;
     const int64_t values = spans * PANEL * (format.scale_dtype == F32 ? 4 : 2);
     minima = values;
-    points = minima + (format.minimum == ADDED_MINIMUM || format.minimum == SCALED_MINIMUM ? values : 0);
+    points = minima + (format.minimum != NO_MINIMUM && format.minimum != ZERO_POINT ? values : 0);
     sub = points + (format.minimum == ZERO_POINT ? spans * PANEL : 0);
     sub_minima = sub + (format.sub != NO_SUB ? groups * PANEL : 0);
     codes = sub_minima + (format.minimum == SCALED_MINIMUM && format.sub != NIBBLE_SUB ? groups * PANEL : 0);

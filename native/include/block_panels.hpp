@@ -78,6 +78,12 @@ inline void read_scales(const BlockFormat& format, int per_unit, const uint8_t* 
       read_spans(format, per_span, record + at.minima, parts, to.minimum);
       if (format.sub != NIBBLE_SUB) return multiply_bytes(record + at.sub_minima, shared, parts, -1.0f, to.minimum, bytes);
       return multiply_bytes(record + at.sub, shared, parts, -1.0f, to.minimum, [](const uint8_t* from) { return V::load_nibbles(from, true); });
+    case FLOAT_POINT:
+      read_spans(format, per_span, record + at.minima, parts, to.minimum);
+      for (int64_t part = 0; part < parts; ++part)
+        for (int64_t lane = 0; lane < PANEL; lane += V::LANES)
+          (V::set(-1.0f) * V::load(to.scale[part] + lane) * V::load(to.minimum[part] + lane)).store(to.minimum[part] + lane);
+      return;
     default:
       std::memcpy(to.minimum, to.scale, size_t(parts) * sizeof to.scale[0]);
       return multiply_bytes(record + at.points, per_span, parts, -1.0f, to.minimum, bytes);

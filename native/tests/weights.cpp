@@ -161,7 +161,7 @@ int64_t spans_of(const BlockFormat& format, int64_t k) { return format.span ? (k
 BlockWeights::BlockWeights(Random& random, const BlockFormat& format, int64_t n, int64_t k)
     : format(format), n(n), k(k), scales(format.scale_dtype, 0), minima(format.scale_dtype, 0), has_factor(random.coin()) {
   const int64_t spans = spans_of(format, k), groups = k / format.group, row_bytes = (k * CODE_BITS[format.code] + 7) / 8;
-  const bool minimum = format.minimum == ADDED_MINIMUM || format.minimum == SCALED_MINIMUM, nibbles = format.sub == NIBBLE_SUB;
+  const bool minimum = format.minimum != NO_MINIMUM && format.minimum != ZERO_POINT, nibbles = format.sub == NIBBLE_SUB;
   scales = random_numbers(random, format.scale_dtype, n * spans);
   minima = random_numbers(random, format.scale_dtype, minimum ? n * spans : 0);
   stream = random_bytes(random, n * row_bytes);
@@ -217,6 +217,7 @@ double BlockWeights::value(int64_t row, int64_t column) const {
   if (format.minimum == ADDED_MINIMUM) minimum = minima[span];
   if (format.minimum == SCALED_MINIMUM) minimum = -minima[span] * (format.sub == NIBBLE_SUB ? byte >> 4 : sub_minima[group]);
   if (format.minimum == ZERO_POINT) minimum = -scale * points[span];
+  if (format.minimum == FLOAT_POINT) minimum = -scale * minima[span];
   return (scale * number + minimum) * (has_factor ? factor[row] : 1.0);
 }
 
@@ -233,6 +234,7 @@ std::vector<BlockFormat> block_formats() {
     formats.push_back({code, E8M0_SUB, NO_MINIMUM, F16, 32, 0, zero});
     formats.push_back({code, E4M3_SUB, ADDED_MINIMUM, F32, 16, 128, zero});
     formats.push_back({code, NO_SUB, ZERO_POINT, BF16, 32, 64, plain});
+    formats.push_back({code, NO_SUB, FLOAT_POINT, F32, 32, 128, plain});
   }
   return formats;
 }

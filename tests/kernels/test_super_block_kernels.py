@@ -25,6 +25,11 @@ SPECS = {
     **{kind.lower(): super_block_spec(kind) for kind in SUPER_LAYOUTS},
     **{name: int_affine(bits, "group", group) for name, bits, group in (("q4_0", 4, 32), ("q5_0", 5, 32), ("q8_0", 8, 32), ("q2_0", 2, 64), ("tq2_0", 2, 256), ("g512", 4, 512))},
     "channel": int_affine(5, "channel"),
+    "tensor": int_affine(4, "tensor"),
+    **{f"points-{bits}": int_affine(bits, "group", 64, zero="integer", scale="bfloat16") for bits in (2, 3, 4, 8)},
+    "points-channel": int_affine(4, "channel", zero="integer"),
+    "fractions": int_affine(4, "group", 64, zero="float"),
+    "wide-scales": int_affine(4, "group", 128, zero="integer", scale="float32"),
     "mxfp4": block_float_spec("fp4_e2m1", 32, "e8m0"),
     "nvfp4": block_float_spec("fp4_e2m1", 16, "e4m3", "tensor"),
     "nvfp4-stacked": block_float_spec("fp4_e2m1", 16, "e4m3", "channel"),
@@ -110,7 +115,7 @@ def rounded(x, top):
 @pytest.mark.parametrize("name", SPECS)
 def test_fast_products_are_those_of_inputs_rounded_to_int8(name, instruction_set):
     # codes of eight bits are multiplied as words by this instruction set
-    wide = instruction_set == "avx2" and name in ("q8_0", "iq4_nl", "iq4_xs")
+    wide = instruction_set == "avx2" and name in ("q8_0", "points-8", "iq4_nl", "iq4_xs")
     for k in widths(SPECS[name]):
         weight = sample_weight(SPECS[name], 37, k)
         prepared = FAST.prepare(weight, NO_ACTIVATION)
@@ -194,8 +199,8 @@ def test_every_code_is_read_as_the_definition_reads_it(dtype, instruction_set):
         weight = sample_weight(spec, 33, k)
         y = EXACT.apply(torch.eye(k, dtype=dtype), EXACT.prepare(weight, NO_ACTIVATION), None)
         want = weight.dequantize().T
-        if name in ("q4_1", "q5_1", "q2_k", "q4_k", "q5_k"):
-            # scale * code - minimum rounds once here and twice there
+        if name in ("q4_1", "q5_1", "q2_k", "q4_k", "q5_k", "fractions", "wide-scales"):
+            # scale * code - minimum rounds once here and twice there, or the other way round
             assert torch.allclose(y.float(), want, rtol=2 * LIMITS[dtype], atol=1e-6 * want.abs().max().item()), name
         elif name.startswith("nvfp4"):
             # two scales, in another order
@@ -248,19 +253,40 @@ def test_selection_takes_the_exact_kernel_and_the_rough_one_only_when_asked():
     assert fast.kernel.name == FAST.name and fast.fidelity is Fidelity.APPROXIMATE
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("zero", ["constant", "integer", "float"])
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_integers_have_a_fast_form_whatever_their_scales_and_zero_points(bits, zero, dtype):
+    for granularity, group in (("group", 64), ("channel", 0), ("tensor", 0)):
+        problem = LinearProblem(int_affine(bits, granularity, group, zero, scale=dtype), NO_ACTIVATION, 64, 256, "bfloat16")
+        assert select(problem, "cpu", Policy(fidelity="fast")).kernel.name == FAST.name
+
+
+def test_zero_points_that_are_no_bytes_are_kept_as_numbers():
+    codes = torch.randint(0, 256, (20, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(9))
+    scale = torch.rand(20, 2, generator=torch.Generator().manual_seed(10)).bfloat16()
+    for zero, width in ((torch.tensor([0, 255]), 1), (torch.tensor([0, 256]), 2), (torch.tensor([-3, 7]), 2), (torch.tensor([257, 1]), 4), (torch.tensor([0.5, 3]), 2), (torch.tensor([0.1, 3]), 4)):
+        held = zero.to(torch.int16 if zero.dtype == torch.int64 else torch.float32).expand(20, 2).contiguous()
+        weight = IntAffineWeight.from_codes(codes, 8, scale, held, 32)
+        prepared, x = EXACT.prepare(weight, NO_ACTIVATION), inputs(3, 64, torch.float32)
+        beside = prepared.tensors["packed"].numel() - 32 * 64
+        assert beside == 32 * 2 * (max(width, 2) + width)  # scales, and the points in a byte or as wide as the scales
+        assert torch.equal(EXACT.unpack(prepared), weight.dequantize())
+        assert relative_error(EXACT.apply(x, prepared, None), x.double() @ weight.dequantize().double().T) <= 2e-6
+
+
 @pytest.mark.parametrize(
     ("spec", "k", "act", "reason"),
     [
         (super_block_spec("IQ2_XXS"), 256, NO_ACTIVATION, "not iq2_xxs"),
         (int_affine(5, "group", 24), 96, NO_ACTIVATION, "multiple of 32"),
         (int_affine(5, "group", 96), 96, NO_ACTIVATION, "groups of 96"),
-        (int_affine(5, "group", 32, "integer"), 96, NO_ACTIVATION, "one zero point"),
+        (int_affine(5, "group", 32, index=True), 96, NO_ACTIVATION, "in order"),
         (block_float_spec("fp4_e2m1", 32, "e8m0"), 96, NO_ACTIVATION, "cpu.block_float"),
         (int_affine(5, "group", 32), 72, NO_ACTIVATION, "multiples of 32"),
         (block_float_spec("fp8_e4m3fn", 32, "e8m0"), 64, NO_ACTIVATION, "four-bit floats"),
         (block_float_spec("fp4_e2m1", 16, "e4m3", "group"), 64, NO_ACTIVATION, "per channel or tensor"),
         (int_affine(5, "group", 32), 64, ActivationSpec("int8", "token"), "activations"),
-        (int_affine(5, "tensor"), 64, NO_ACTIVATION, "rows or groups"),
     ],
 )
 def test_refusals_give_the_reason(spec, k, act, reason):

@@ -1,6 +1,8 @@
 """Which weights the block kernels take, and how: codes, scales of one or two levels, minima.
 
-    weight = scale * sub * (u - zero) + minimum         u the unsigned code, see native/include/block_kernels.hpp
+    weight = scale * sub * (u - zero) + minimum         u the unsigned code; a zero point of its own is a minimum of -scale * point
+
+native/include/block_kernels.hpp says how they stand in memory.
 
 Every part is stored in the precision that the checkpoint has it in; nothing is multiplied out, so nothing is rounded.
 """
@@ -20,7 +22,8 @@ from bitgrain.weights import BlockFloatWeight, IntAffineWeight, SuperBlockWeight
 
 CODE_1, CODE_2, CODE_3, CODE_4, CODE_5, CODE_6, CODE_8, LEVELS_4, FLOAT_4 = range(9)
 NO_SUB, UNSIGNED_SUB, SIGNED_SUB, NIBBLE_SUB, E8M0_SUB, E4M3_SUB = range(6)
-NO_MINIMUM, ADDED_MINIMUM, SCALED_MINIMUM, ZERO_POINT = range(4)
+NO_MINIMUM, ADDED_MINIMUM, SCALED_MINIMUM, ZERO_POINT, FLOAT_POINT = range(5)
+MINIMUM_OF_ZERO = {"constant": NO_MINIMUM, "integer": ZERO_POINT, "float": FLOAT_POINT}
 SCALE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 CODE_OF_BITS = {1: CODE_2, 2: CODE_2, 3: CODE_3, 4: CODE_4, 5: CODE_5, 6: CODE_6, 7: CODE_8, 8: CODE_8}
 # bit planes of a code: (width, lowest bit)
@@ -38,7 +41,7 @@ class BlockLayout:
 
     Args:
         group: in features of one sub-scale: 16 or 32.
-        span:  in features of one 16-bit scale; 0 where there is none.
+        span:  in features of one scale of 16 or 32 bits; 0 where there is none.
     """
 
     code: int
@@ -60,7 +63,7 @@ class BlockParts:
     Args:
         codes:      uint8, a dense stream of `bits` bits per in feature; the bits that are stored.
         scale:      16 or 32 bits, per span; None where there is none.
-        minima:     dtype of scale, per span.
+        minima:     dtype of scale, per span: what is added, or a zero point that is no byte.
         points:     uint8, per span.
         sub:        uint8, per group: the stored byte, whatever its kind.
         sub_minima: uint8, per group.
@@ -171,13 +174,11 @@ def layout_of(spec: WeightSpec) -> BlockLayout | str:
         return found[0] if found else f"decodes {', '.join(k.lower() for k in SUPER_LAYOUTS)} blocks, not {spec.element} ones"
     if spec.kind == "int_affine":
         size = spec.group_size or RECORD
-        if spec.granularity not in ("group", "channel") or size % 32 or spec.group_index or spec.row_index:
+        if size % 32 or spec.group_index or spec.row_index:
             return "takes integer rows or groups of a multiple of 32 along K, in order"
         if RECORD % size and size % RECORD:
             return f"keeps scales of records of {RECORD} in features, which groups of {size} do not divide"
-        if spec.zero != "constant" or spec.scale_dtype != "float16":
-            return "takes integer blocks with one zero point and float16 scales"
-        return BlockLayout(CODE_OF_BITS[spec.bits], 32, size)
+        return BlockLayout(CODE_OF_BITS[spec.bits], 32, size, minimum=MINIMUM_OF_ZERO[spec.zero])
     if spec.kind == "block_float":
         if spec.element != "fp4_e2m1" or (spec.group_size, spec.scale_dtype) not in ((32, "e8m0"), (16, "e4m3")):
             return "takes four-bit floats in blocks of 32 with e8m0 or of 16 with e4m3 scales"
@@ -198,11 +199,24 @@ def split(weight: Weight) -> tuple[BlockLayout, BlockParts]:
         least, small, small_least = (None if part is None else part.reshape(n, -1) for part in (minima, sub, sub_minima))
         return layout, BlockParts(codes.reshape(n, -1), scale.reshape(n, -1), minima=least, sub=small, sub_minima=small_least)
     if isinstance(weight, IntAffineWeight):
-        assert isinstance(weight.zero, int)
-        # a scale per row is one that all records share
-        span = layout.span if weight.spec.granularity == "group" else -(-weight.in_features // RECORD) * RECORD
-        return replace(layout, span=span, zero=weight.zero), BlockParts(weight.packed, weight.scale.expand(n, -1), bits=weight.bits)
+        return _split_integers(layout, weight)
     assert isinstance(weight, BlockFloatWeight)
     # the levels are doubled; a scale is never negative, so its sign bit is that of a zero at most
     factor = torch.full((n,), 0.5) if weight.second is None else weight.second[:, 0].expand(n) * 0.5
     return layout, BlockParts(weight.packed, None, sub=weight.scale if weight.scale_type == "e8m0" else weight.scale & 0x7F, factor=factor.contiguous(), bits=weight.bits)
+
+
+def _split_integers(layout: BlockLayout, weight: IntAffineWeight) -> tuple[BlockLayout, BlockParts]:
+    n = weight.shape[0]
+    # a scale per row is one that all records share
+    layout = replace(layout, span=layout.span if weight.spec.granularity == "group" else -(-weight.in_features // RECORD) * RECORD)
+    parts = BlockParts(weight.packed, weight.scale.expand(n, -1), bits=weight.bits)
+    if isinstance(weight.zero, int):
+        return replace(layout, zero=weight.zero), parts
+    zero = weight.zero.expand(n, -1)
+    if layout.minimum == ZERO_POINT and not bool(((zero < 0) | (zero > 0xFF)).any()):
+        return layout, replace(parts, points=zero.to(torch.uint8))
+    # a zero point that is no byte (256 for codes of eight bits, fractions) is a number as wide as the scale, which widens where it must
+    dtype = weight.scale.dtype if torch.equal(zero.to(weight.scale.dtype).float(), zero.float()) else torch.float32
+    assert parts.scale is not None
+    return replace(layout, minimum=FLOAT_POINT), replace(parts, scale=parts.scale.to(dtype), minima=zero.to(dtype))

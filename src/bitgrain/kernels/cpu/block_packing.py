@@ -10,9 +10,9 @@ from bitgrain.kernels.block_layouts import (
     CODE_1,
     E8M0_SUB,
     FLOAT_4,
+    FLOAT_POINT,
     LEVELS_4,
     NIBBLE_SUB,
-    NO_MINIMUM,
     NO_SUB,
     PLANES,
     RECORD,
@@ -29,6 +29,8 @@ from bitgrain.numerics.block_scales import decode_block_scale
 from bitgrain.numerics.lattice_blocks import LEVELS
 
 UNIT = 32
+# minima that are numbers of the scales' dtype
+STORED_MINIMA = (ADDED_MINIMUM, SCALED_MINIMUM, FLOAT_POINT)
 FLOATS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 
 
@@ -69,8 +71,7 @@ def unpack(layout: BlockLayout, packed: Tensor, scale_dtype: torch.dtype, factor
 
 def _unpack_record(layout: BlockLayout, packed: Tensor, scale_dtype: torch.dtype, at: int, size: int, start: int, fields: list[list[Tensor]]) -> int:
     """Append the parts of one record to `fields`, the codes last; returns where the next record begins."""
-    minima = layout.minimum in (ADDED_MINIMUM, SCALED_MINIMUM)
-    present = (layout.span > 0, minima, layout.minimum == ZERO_POINT, layout.sub != NO_SUB, layout.minimum == SCALED_MINIMUM and layout.sub != NIBBLE_SUB)
+    present = (layout.span > 0, layout.minimum in STORED_MINIMA, layout.minimum == ZERO_POINT, layout.sub != NO_SUB, layout.minimum == SCALED_MINIMUM and layout.sub != NIBBLE_SUB)
     for i, is_there in enumerate(present):
         if not is_there:
             continue
@@ -105,7 +106,7 @@ def _field_sizes(layout: BlockLayout, scale_dtype: torch.dtype, size: int) -> li
     """(values per out feature, bytes of a value) of what stands before the codes of a record of `size` columns."""
     wide, spans, groups = scale_dtype.itemsize, -(-size // layout.span) if layout.span else 0, -(-size // layout.group)
     found = [(spans, wide)] if layout.span else []
-    found += [(spans, wide)] if layout.minimum in (ADDED_MINIMUM, SCALED_MINIMUM) else []
+    found += [(spans, wide)] if layout.minimum in STORED_MINIMA else []
     found += [(spans, 1)] if layout.minimum == ZERO_POINT else []
     found += [(groups, 1)] if layout.sub != NO_SUB else []
     return found + ([(groups, 1)] if layout.minimum == SCALED_MINIMUM and layout.sub != NIBBLE_SUB else [])
@@ -134,8 +135,10 @@ def values(layout: BlockLayout, parts: BlockParts) -> Tensor:
     elif layout.minimum == SCALED_MINIMUM and parts.minima is not None and parts.sub is not None:
         bytes_ = parts.sub >> 4 if parts.sub_minima is None else parts.sub_minima
         result = result - parts.minima[:, columns // layout.span].float() * bytes_[:, columns // layout.group].float()
-    elif layout.minimum != NO_MINIMUM and parts.points is not None:
-        result = scale * (parts.codes.float() - parts.points[:, columns // layout.span].float())
+    elif layout.minimum in (ZERO_POINT, FLOAT_POINT):
+        points = parts.points if parts.minima is None else parts.minima
+        assert points is not None
+        result = scale * (parts.codes.float() - points[:, columns // layout.span].float())
     return result
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bitgrain.kernels.base import Fidelity, Refusal
-from bitgrain.kernels.cpu.dense import few_rows
+from bitgrain.kernels.cpu.dense import native_rows
 from bitgrain.kernels.cpu.library import check, missing, native
 from bitgrain.kernels.cpu.native_calls import (
     ADDRESS,
@@ -48,7 +48,7 @@ from bitgrain.kernels.decode_step import (
     StepRows,
 )
 
-# Rows of a step in general; see dense.few_rows for those with a dense matrix.
+# Rows of a step in general; see dense.native_rows for those with a dense matrix.
 MOST_ROWS = 256
 
 
@@ -111,7 +111,7 @@ class NativeStep:
         self._calls = [_CALLS[type(operation)](operation) for operation in operations]
         self._kept = (step, operations)  # own what the calls point to
         self._operations = (NativeOperation * len(operations))(*(_operation(o, call, self._widths) for o, call in zip(operations, self._calls, strict=True)))
-        few = few_rows(self._dtype)
+        few = min(native_rows(self._dtype), MOST_ROWS)
         # of dense matrices only the head may be left to torch, behind the native call
         self.most_rows = few if any(isinstance(call, DenseCall) for call in self._calls[:-1]) else MOST_ROWS
         self._rows_with_head = few if isinstance(self._calls[-1], DenseCall) else MOST_ROWS

@@ -1,7 +1,8 @@
-"""Unquantized weights: few rows by the native library, which reads the weights as they are stored; more by torch's own matrix product."""
+"""Unquantized weights, read as they are stored: by the native library, or by torch's own matrix product where that has faster instructions."""
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 
 import torch
@@ -13,18 +14,21 @@ from bitgrain.kernels.cpu.native_calls import DenseCall, address
 from bitgrain.kernels.cpu.operators import DTYPE_IDS
 from bitgrain.weights import ActivationSpec, DenseWeight, Weight
 
-# Rows up to which the native product is faster than torch's, where torch has instructions for the dtype and where it has not.
-FEW_ROWS, FEW_SLOW_ROWS = 8, 64
+# Rows up to which the native product is the faster one where torch has instructions for a 16-bit dtype; elsewhere it always is.
+FEW_ROWS = 8
 SUPPORTED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
 
 @lru_cache(maxsize=3)
-def few_rows(dtype: torch.dtype) -> int:
-    """Rows of this dtype that the native library multiplies with dense weights; 0 without it."""
+def native_rows(dtype: torch.dtype) -> int:
+    """Rows of this dtype that the native library multiplies with dense weights; 0 without it.
+
+    Its products do not depend on the number of rows; torch's do, in their last bits.
+    """
     if missing():
         return 0
-    slow = dtype in SUPPORTED and not (torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, SUPPORTED[dtype])())
-    return FEW_SLOW_ROWS if slow else FEW_ROWS
+    fast = dtype in SUPPORTED and torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, SUPPORTED[dtype])()
+    return FEW_ROWS if fast else sys.maxsize
 
 
 class DenseLinear:
@@ -50,8 +54,8 @@ class DenseLinear:
         return Prepared(weight.shape, {"data": weight.data}, activation)
 
     def apply(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
-        if 0 < x.shape[0] <= few_rows(x.dtype) and not torch.compiler.is_compiling():
-            return self._few(x.contiguous(), prepared, bias)
+        if 0 < x.shape[0] <= native_rows(x.dtype) and not torch.compiler.is_compiling():
+            return self._native(x.contiguous(), prepared, bias)
         data = prepared.tensors["data"]
         if data.dtype is torch.float32 and x.dtype is not torch.float32:
             return torch.nn.functional.linear(x.float(), data, None if bias is None else bias.float()).to(x.dtype)
@@ -65,7 +69,7 @@ class DenseLinear:
         call.kept = data  # apply() may put another in its place
         return call
 
-    def _few(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+    def _native(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         call = self.native_call(prepared, bias)
         y = x.new_empty(x.shape[0], call.n)
         status = native().bg_dense(
