@@ -1,5 +1,7 @@
 // One of the two matrices of every expert that has rows, ready to be multiplied in parts by any thread.
 #pragma once
+#include <vector>
+
 #include "block_kernels.hpp"
 #include "experts.hpp"
 #include "rows.hpp"
@@ -35,7 +37,7 @@ struct BlockProduct {
 
 // A thread's own memory.
 struct ThreadMemory {
-  CutMemory cut;
+  std::unique_ptr<uint8_t[]> cut;  // CUT_BYTES, aligned()
   std::unique_ptr<float[]> row;
 };
 
@@ -83,7 +85,9 @@ class ExpertProducts {
   std::vector<IntegerArgs> integer_;
   std::vector<BlockProduct> blocks_;
   std::vector<SplitRows> splits_;  // of each share, or one for all
-  std::vector<CutPlan> plans_;
+  std::vector<Cut> cuts_;
+  std::vector<Block> cut_blocks_;
+  std::vector<Segment> cut_segments_;
   std::vector<Task> tasks_;
   std::unique_ptr<float[]> wide_, sums_, scales_;
   std::unique_ptr<uint16_t[]> wide16_;

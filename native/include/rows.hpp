@@ -1,7 +1,6 @@
 // Steps that turn one row of activations into what a kernel reads.  The same on every instruction set.
 #pragma once
 #include <memory>
-#include <vector>
 
 #include "kernels.hpp"
 
@@ -42,24 +41,24 @@ inline bool has_fixed(const Kernels& kernels, const GroupedArgs& args) {
   return kernels.fixed != nullptr && (args.code_kind == NIBBLE || (args.code_kind == TABLE4 && args.whole_table != nullptr));
 }
 
-// The bfloat16 kernels' cut of K.  It depends on K and the groups only (blocks also on whether rows are few, which changes
-// no sum), so that the order of summation of one output does not depend on the other rows.
-struct CutPlan {
-  std::vector<Block> blocks;
-  std::vector<Segment> segments;
+// At least as many segments, and blocks, as cut_features makes.
+int64_t most_segments(const GroupedArgs& args);
 
-  CutPlan() = default;
-  explicit CutPlan(const GroupedArgs& args);
-};
+// The bfloat16 kernels' cut of K, still without a thread's memory.  It depends on K and the groups only (blocks also on whether rows
+// are few, which changes no sum), so that the order of summation of one output does not depend on the other rows.
+Cut cut_features(const GroupedArgs& args, Block* blocks, Segment* segments);
 
-// One thread's memory for the bfloat16 kernels.
-struct CutMemory {
-  std::unique_ptr<uint8_t[]> weights;
-  std::unique_ptr<float[]> totals;
+constexpr int64_t CUT_BYTES = CUT_WEIGHTS + CUT_TOTALS * int64_t(sizeof(float));
 
-  void allocate();
-  Cut with(const CutPlan& plan) const;
-};
+// The cut with a thread's CUT_BYTES of memory, aligned to 64 bytes.
+inline Cut with_memory(Cut cut, uint8_t* memory) {
+  cut.weights = memory;
+  cut.totals = reinterpret_cast<float*>(memory + CUT_WEIGHTS);
+  return cut;
+}
+
+// The 64-byte boundary in the first bytes of memory that has 64 more than it needs.
+inline uint8_t* aligned(const std::unique_ptr<uint8_t[]>& memory) { return memory.get() + (64 - reinterpret_cast<uintptr_t>(memory.get()) % 64) % 64; }
 
 // `grouped`, or `fixed` for the rows that `split` has.
 void grouped_part(const Kernels& kernels, const GroupedArgs& args, int64_t panel, int64_t panel_end, int64_t row, int64_t row_end);

@@ -9,17 +9,10 @@
 
 #include "block_kernels.hpp"
 #include "dense.hpp"
-#include "rows.hpp"
-#include "scalar.hpp"
+#include "linear.hpp"
 #include "step_kernels.hpp"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
-
-EXPORT int32_t bg_grouped_table(const void*, int32_t, int64_t, int64_t, const int32_t*, const void*, int32_t, const void*, int32_t, const float*, const float*,
-                                const int8_t*, float, const void*, int32_t, float, const int32_t*, int64_t, int64_t, int64_t, const float*, const void*, void*,
-                                int32_t, int32_t);
-EXPORT int32_t bg_integer(const void*, int32_t, int64_t, int64_t, int32_t, int32_t, float, int32_t, float, const void*, const float*, const int32_t*, int64_t,
-                          int64_t, const void*, void*, int32_t);
 
 namespace bitgrain {
 namespace {
@@ -33,13 +26,9 @@ const Call& call_of(const StepOperation& operation) {
   return *static_cast<const Call*>(operation.call);
 }
 
-bool runs_alone(const StepOperation& operation) { return operation.kind == STEP_GROUPED || operation.kind == STEP_INTEGER; }
-
-// Whether threads share any of these operations.
-bool is_shared(const StepOperation* first, const StepOperation* last, const StepState& state) {
-  return state.rows > 1 || std::any_of(first, last, [](const StepOperation& one) {
-           return one.kind == STEP_BLOCK || one.kind == STEP_DENSE || one.kind == STEP_ATTEND;
-         });
+uint8_t* at(const StepState& state, const StepPlace& place, int64_t row) {
+  const int64_t bytes = state.dtype == F32 ? 4 : 2;
+  return static_cast<uint8_t*>(state.buffers[place.buffer]) + (row * state.widths[place.buffer] + place.column) * bytes;
 }
 
 int64_t longest(const StepState& state) { return state.rows ? 1 + *std::max_element(state.lengths, state.lengths + state.rows) : 1; }
@@ -48,18 +37,140 @@ int64_t attention_room(const AttendCall& call, int64_t total) {
   return call.heads / call.groups * (total + call.size + call.value_size) + call.size + call.value_size;
 }
 
-// Bytes of one thread's attention, and of the prepared rows of a matrix.
+// The matrices, as linear.hpp has its own.
+
+class BlockProduct {
+ public:
+  BlockProduct(const StepOperation& operation, const StepState& state)
+      : call_(call_of<BlockCall>(operation)), operation_(operation), state_(state), kernels_(block_kernels()),
+        weight_{{}, static_cast<const uint8_t*>(call_.data), call_.factor, call_.n, call_.k} {
+    std::memcpy(&weight_.format, call_.format, sizeof weight_.format);
+  }
+
+  int64_t rows() const { return state_.rows; }
+  int64_t tasks() const { return (count_panels(call_.n) + BLOCK_TASK - 1) / BLOCK_TASK; }
+  int64_t own_bytes() const { return 0; }
+  bool measures() const { return false; }
+  void measure(int64_t, int64_t) const {}
+
+  int64_t place(uint8_t* memory) {
+    input_ = memory;
+    return block_input_bytes(state_.rows, call_.k);
+  }
+
+  void prepare(int64_t first, int64_t last) const {
+    if (first == last) return;
+    kernels_.prepare(weight_.format, at(state_, operation_.source, 0), int32_t(state_.dtype), state_.widths[operation_.source.buffer], call_.k, state_.rows,
+                     first, last, int32_t(call_.precision), input_);
+  }
+
+  void run(int64_t task, uint8_t*) const {
+    const int64_t first = task * BLOCK_TASK, last = std::min(first + BLOCK_TASK, count_panels(call_.n));
+    kernels_.panels(weight_, input_, state_.rows, first, last, call_.bias, at(state_, operation_.target, 0), int32_t(state_.dtype),
+                    state_.widths[operation_.target.buffer]);
+  }
+
+ private:
+  const BlockCall& call_;
+  const StepOperation& operation_;
+  const StepState& state_;
+  const BlockKernels& kernels_;
+  BlockWeight weight_;
+  uint8_t* input_ = nullptr;
+};
+
+class DenseProduct {
+ public:
+  DenseProduct(const StepOperation& operation, const StepState& state)
+      : call_(call_of<DenseCall>(operation)), x_(at(state, operation.source, 0)), kernel_(dense_kernel()),
+        args_{nullptr, call_.weight, call_.bias, at(state, operation.target, 0), state.rows, call_.n, call_.k, round_up(call_.k, PANEL),
+              int32_t(call_.weight_dtype), int32_t(state.dtype)} {}
+
+  int64_t rows() const { return args_.rows; }
+  int64_t tasks() const { return (call_.n + DENSE_TASK - 1) / DENSE_TASK; }
+  int64_t own_bytes() const { return 0; }
+  bool measures() const { return false; }
+  void measure(int64_t, int64_t) const {}
+
+  int64_t place(uint8_t* memory) {
+    args_.x = wide_ = reinterpret_cast<float*>(memory);
+    return args_.rows * args_.width * int64_t(sizeof(float));
+  }
+
+  void prepare(int64_t first, int64_t last) const {
+    for (int64_t row = first; row < last; ++row) widen_row(x_, args_.y_dtype, row, call_.k, args_.width, nullptr, wide_ + row * args_.width);
+  }
+
+  void run(int64_t task, uint8_t*) const { kernel_(args_, task * DENSE_TASK, std::min((task + 1) * DENSE_TASK, call_.n)); }
+
+ private:
+  const DenseCall& call_;
+  const void* x_;
+  const DenseKernel kernel_;
+  DenseArgs args_;
+  float* wide_ = nullptr;
+};
+
+GroupedProduct grouped_product(const StepOperation& operation, const StepState& state) {
+  const GroupedCall& call = call_of<GroupedCall>(operation);
+  GroupedArgs args = {};
+  args.codes = static_cast<const uint8_t*>(call.codes);
+  args.scale = call.scale;
+  args.zero = call.zero;
+  args.second = call.second;
+  args.table = call.table;
+  args.whole_table = call.whole_table;
+  args.group_ends = call.group_ends;
+  args.bias = call.bias;
+  args.y = at(state, operation.target, 0);
+  args.rows = state.rows;
+  args.n = call.n;
+  args.units = call.units;
+  args.groups = call.groups;
+  args.code_kind = int32_t(call.code_kind);
+  args.scale_dtype = int32_t(call.scale_dtype);
+  args.zero_is_float = int32_t(call.zero_is_float);
+  args.y_dtype = int32_t(state.dtype);
+  args.zero_constant = float(call.zero_constant);
+  args.whole_step = float(call.whole_step);
+  return GroupedProduct(active_kernels(), args, at(state, operation.source, 0), int32_t(state.dtype), call.k, call.gather, int32_t(state.threads));
+}
+
+IntegerProduct integer_product(const StepOperation& operation, const StepState& state) {
+  const IntegerCall& call = call_of<IntegerCall>(operation);
+  const int32_t dtype = int32_t(state.dtype), rules = int32_t(call.rules);
+  const QuantizeArgs quantize = {nullptr, nullptr, nullptr, nullptr, state.rows, call.k, call.quads, rules & 1, int32_t(call.ranges), float(call.static_scale),
+                                 int32_t(call.static_zero), float(call.top), rules & 2};
+  const IntegerArgs args = {nullptr, nullptr, nullptr, static_cast<const uint8_t*>(call.codes), call.scale, call.column_sums, call.bias,
+                            at(state, operation.target, 0), state.rows, call.n, call.quads, dtype};
+  return IntegerProduct(active_kernels(), quantize, args, at(state, operation.source, 0), dtype, int32_t(state.threads));
+}
+
+// Calls `use` with the product of an operation that is a matrix.
+template <class Use>
+void with_product(const StepOperation& operation, const StepState& state, Use use) {
+  switch (operation.kind) {
+    case STEP_BLOCK: return use(BlockProduct(operation, state));
+    case STEP_DENSE: return use(DenseProduct(operation, state));
+    case STEP_GROUPED: return use(grouped_product(operation, state));
+    case STEP_INTEGER: return use(integer_product(operation, state));
+  }
+}
+
+// Bytes of one thread's own memory, and of the prepared rows of a matrix.
 struct Room {
-  int64_t attention = 0, input = 0;
+  int64_t own = 0, input = 0;
 
   Room(const StepOperation* operations, int64_t count, const StepState& state) {
     const int64_t total = longest(state);
     for (const StepOperation* one = operations; one != operations + count; ++one) {
-      if (one->kind == STEP_ATTEND) attention = std::max(attention, attention_room(call_of<AttendCall>(*one), total) * int64_t(sizeof(float)));
-      if (one->kind == STEP_BLOCK) input = std::max(input, block_input_bytes(state.rows, call_of<BlockCall>(*one).k));
-      if (one->kind == STEP_DENSE) input = std::max(input, state.rows * round_up(call_of<DenseCall>(*one).k, PANEL) * int64_t(sizeof(float)));
+      if (one->kind == STEP_ATTEND) own = std::max(own, attention_room(call_of<AttendCall>(*one), total) * int64_t(sizeof(float)));
+      with_product(*one, state, [&](auto&& product) {
+        own = std::max(own, product.own_bytes());
+        input = std::max(input, product.place(nullptr));
+      });
     }
-    attention = round_up(attention, 64);
+    own = round_up(own, 64);
     input = round_up(input, 64);
   }
 };
@@ -68,9 +179,9 @@ struct Room {
 class Worker {
  public:
   Worker(const StepState& state, const Room& room, uint8_t* scratch, int64_t thread, int64_t threads)
-      : state_(state), steps_(step_kernels()), blocks_(block_kernels()), dense_(dense_kernel()), bytes_(state.dtype == F32 ? 4 : 2), thread_(thread),
-        threads_(threads), first_(state.rows * thread / threads), last_(state.rows * (thread + 1) / threads), input_(scratch),
-        scores_(reinterpret_cast<float*>(scratch + room.input + thread * room.attention)) {}
+      : state_(state), steps_(step_kernels()), bytes_(state.dtype == F32 ? 4 : 2), thread_(thread),
+        threads_(threads), first_(first_row(state.rows, thread, threads)), last_(first_row(state.rows, thread + 1, threads)), input_(scratch),
+        own_(scratch + room.input + thread * room.own) {}
 
   void run(const StepOperation& operation, int64_t* next) {
     switch (operation.kind) {
@@ -80,15 +191,12 @@ class Worker {
       case STEP_ATTEND: return attend(operation);
       case STEP_GATE: return gate(operation);
       case STEP_ADD: return add(operation);
-      case STEP_BLOCK: return block(operation, next);
-      case STEP_DENSE: return dense(operation, next);
+      default: return with_product(operation, state_, [&](auto&& product) { multiply(product, next); });
     }
   }
 
  private:
-  uint8_t* at(const StepPlace& place, int64_t row) const {
-    return static_cast<uint8_t*>(state_.buffers[place.buffer]) + (row * state_.widths[place.buffer] + place.column) * bytes_;
-  }
+  uint8_t* at(const StepPlace& place, int64_t row) const { return bitgrain::at(state_, place, row); }
 
   uint8_t* store(int64_t row, int64_t place) const { return static_cast<uint8_t*>(state_.stores[row][place]); }
 
@@ -139,7 +247,7 @@ class Worker {
       const AttendArgs args = {at(operation.source, row), store(row, 2 * call.layer), store(row, 2 * call.layer + 1), call.sinks, at(operation.target, row),
                                1, call.heads, call.groups, call.size, call.value_size, state_.lengths[row] + 1, call.window, 0, call.groups * call.size,
                                call.groups * call.value_size, float(call.scale), float(call.cap), int32_t(state_.dtype)};
-      steps_.attend(args, first - row * call.groups, end - row * call.groups, scores_);
+      steps_.attend(args, first - row * call.groups, end - row * call.groups, reinterpret_cast<float*>(own_));
       first = end;
     }
   }
@@ -156,61 +264,18 @@ class Worker {
     for (int64_t row = first_; row < last_; ++row) steps_.add(at(operation.source, row), at(operation.target, row), width, int32_t(state_.dtype));
   }
 
-  void block(const StepOperation& operation, int64_t* next) const {
-    const BlockCall& call = call_of<BlockCall>(operation);
-    BlockWeight weight = {{}, static_cast<const uint8_t*>(call.data), call.factor, call.n, call.k};
-    std::memcpy(&weight.format, call.format, sizeof weight.format);
-    if (first_ < last_) {
-      blocks_.prepare(weight.format, at(operation.source, 0), int32_t(state_.dtype), state_.widths[operation.source.buffer], call.k, state_.rows, first_, last_,
-                      int32_t(call.precision), input_);
-    }
-    const int64_t panels = count_panels(call.n);
-#pragma omp barrier
-    for (int64_t first; (first = take(next, BLOCK_TASK)) < panels;) {
-      blocks_.panels(weight, input_, state_.rows, first, std::min(first + BLOCK_TASK, panels), call.bias, at(operation.target, 0), int32_t(state_.dtype),
-                     state_.widths[operation.target.buffer]);
-    }
+  template <class Product>
+  void multiply(Product& product, int64_t* next) const {
+    product.place(input_);
+    take_part(product, thread_, threads_, next, own_);
 #pragma omp barrier
   }
-
-  void dense(const StepOperation& operation, int64_t* next) const {
-    const DenseCall& call = call_of<DenseCall>(operation);
-    const int64_t width = round_up(call.k, PANEL);
-    float* const x = reinterpret_cast<float*>(input_);
-    for (int64_t row = first_; row < last_; ++row) widen_row(at(operation.source, row), int32_t(state_.dtype), 0, call.k, width, nullptr, x + row * width);
-    const DenseArgs args = {x, call.weight, call.bias, at(operation.target, 0), state_.rows, call.n, call.k, width, int32_t(call.weight_dtype), int32_t(state_.dtype)};
-#pragma omp barrier
-    for (int64_t first; (first = take(next, DENSE_TASK)) < call.n;) dense_(args, first, std::min(first + DENSE_TASK, call.n));
-#pragma omp barrier
-  }
-
-  static int64_t take(int64_t* next, int64_t count) { return __atomic_fetch_add(next, count, __ATOMIC_RELAXED); }
 
   const StepState& state_;
   const StepKernels& steps_;
-  const BlockKernels& blocks_;
-  const DenseKernel dense_;
   const int64_t bytes_, thread_, threads_, first_, last_;
-  uint8_t* const input_;
-  float* const scores_;
+  uint8_t *const input_, *const own_;
 };
-
-// Matrices whose functions share themselves out among threads.
-int32_t run_alone(const StepOperation& operation, const StepState& state) {
-  const int64_t bytes = state.dtype == F32 ? 4 : 2;
-  const uint8_t* const x = static_cast<const uint8_t*>(state.buffers[operation.source.buffer]) + operation.source.column * bytes;
-  uint8_t* const y = static_cast<uint8_t*>(state.buffers[operation.target.buffer]) + operation.target.column * bytes;
-  const int32_t dtype = int32_t(state.dtype), threads = int32_t(state.threads);
-  if (operation.kind == STEP_INTEGER) {
-    const IntegerCall& call = call_of<IntegerCall>(operation);
-    return bg_integer(x, dtype, state.rows, call.k, int32_t(call.rules), int32_t(call.ranges), float(call.static_scale), int32_t(call.static_zero),
-                      float(call.top), call.codes, call.scale, call.column_sums, call.quads, call.n, call.bias, y, threads);
-  }
-  const GroupedCall& call = call_of<GroupedCall>(operation);
-  return bg_grouped_table(x, dtype, state.rows, call.k, call.gather, call.codes, int32_t(call.code_kind), call.scale, int32_t(call.scale_dtype), call.second,
-                          call.table, call.whole_table, float(call.whole_step), call.zero, int32_t(call.zero_is_float), float(call.zero_constant),
-                          call.group_ends, call.groups, call.units, call.n, nullptr, call.bias, y, dtype, threads);
-}
 
 }  // namespace
 }  // namespace bitgrain
@@ -220,27 +285,17 @@ using namespace bitgrain;
 // Bytes of scratch memory that bg_run_step needs for these rows and lengths.
 EXPORT int64_t bg_step_scratch(const StepOperation* operations, int64_t count, const StepState* state) {
   const Room room(operations, count, *state);
-  return room.input + state->threads * room.attention;
+  return room.input + state->threads * room.own;
 }
 
-// Runs the operations in order; `scratch` is aligned to 64 bytes, `counters` [count] are the threads' own.  0, or what a matrix's function returned.
+// Runs the operations in order; `scratch` is aligned to 64 bytes, `counters` [count] are the threads' own.  Returns 0.
 EXPORT int32_t bg_run_step(const StepOperation* operations, int64_t count, const StepState* state, uint8_t* scratch, int64_t* counters) {
   const Room room(operations, count, *state);
   std::fill(counters, counters + count, int64_t(0));
-  for (int64_t first = 0; first < count;) {
-    if (runs_alone(operations[first])) {
-      if (const int32_t status = run_alone(operations[first], *state)) return status;
-      ++first;
-      continue;
-    }
-    int64_t last = first;
-    while (last < count && !runs_alone(operations[last])) ++last;
-#pragma omp parallel num_threads(int(state->threads)) if (is_shared(operations + first, operations + last, *state))
-    {
-      Worker worker(*state, room, scratch, omp_get_thread_num(), omp_get_num_threads());
-      for (int64_t i = first; i < last; ++i) worker.run(operations[i], counters + i);
-    }
-    first = last;
+#pragma omp parallel num_threads(int(state->threads))
+  {
+    Worker worker(*state, room, scratch, omp_get_thread_num(), omp_get_num_threads());
+    for (int64_t i = 0; i < count; ++i) worker.run(operations[i], counters + i);
   }
   return 0;
 }

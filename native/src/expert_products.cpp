@@ -77,7 +77,11 @@ void ExpertProducts::plan_rows() {
     const int64_t row_width = round_up(width, STEP);
     wide16_ = uncleared<uint16_t>(padded * row_width);
     sums_ = uncleared<float>(summed_ ? pairs_ * groups : 0);
-    int64_t at = 0;
+    int64_t at = 0, most = 0;
+    for (const GroupedArgs& args : grouped_) most += most_segments(args);
+    cut_blocks_.resize(size_t(most));
+    cut_segments_.resize(size_t(most));
+    most = 0;
     for (size_t i = 0; i < shares_.size(); ++i) {
       GroupedArgs& args = grouped_[i];
       const int64_t end = args.rows <= 16 ? args.rows : round_up(args.rows, 16), own = round_up(args.units * UNIT, STEP);
@@ -85,7 +89,8 @@ void ExpertProducts::plan_rows() {
       if (summed_) args.x_sums = sums_.get() + shares_[i].begin * groups;
       std::memset(wide16_.get() + at * row_width + args.rows * own, 0, size_t((end - args.rows) * own) * 2);
       at += end;
-      plans_.emplace_back(args);
+      cuts_.push_back(cut_features(args, cut_blocks_.data() + most, cut_segments_.data() + most));
+      most += most_segments(args);
     }
     return;
   }
@@ -259,7 +264,7 @@ void ExpertProducts::run(const Task& task, const ThreadMemory& memory) const {
     return block_kernels().panels(product.weight, product.input, product.rows, task.panel, task.panel_end, product.bias, product.y, y_dtype_, side_.n);
   }
   const GroupedArgs& args = grouped_[size_t(task.share)];
-  if (narrow_) return kernels_.grouped16(args, memory.cut.with(plans_[size_t(task.share)]), task.panel, task.panel_end, task.row, task.row_end);
+  if (narrow_) return kernels_.grouped16(args, with_memory(cuts_[size_t(task.share)], aligned(memory.cut)), task.panel, task.panel_end, task.row, task.row_end);
   grouped_part(kernels_, args, task.panel, task.panel_end, task.row, task.row_end);
 }
 

@@ -137,7 +137,7 @@ std::vector<ThreadMemory> thread_memory(int32_t threads, int64_t floats, bool cu
   std::vector<ThreadMemory> memory(static_cast<size_t>(threads));
   for (ThreadMemory& one : memory) {
     one.row = uncleared<float>(floats);
-    if (cuts) one.cut.allocate();
+    if (cuts) one.cut = uncleared<uint8_t>(CUT_BYTES + 64);
   }
   return memory;
 }

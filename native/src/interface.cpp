@@ -113,7 +113,9 @@ const Kernels& best() {
   return *found;
 }
 
-const Kernels& active() {
+}  // namespace
+
+const Kernels& active_kernels() {
   const Kernels* set = chosen.load(std::memory_order_acquire);
   if (set == nullptr) {
     const Kernels* found = &best();
@@ -122,14 +124,13 @@ const Kernels& active() {
   return *set;
 }
 
-}  // namespace
 }  // namespace bitgrain
 
 using namespace bitgrain;
 
 EXPORT int32_t bg_abi_version() { return 6; }
 
-EXPORT const char* bg_instruction_set() { return active().name; }
+EXPORT const char* bg_instruction_set() { return active_kernels().name; }
 
 // Bit mask of what this machine and this build have: 1 portable, 2 avx2, 4 avx512, 8 avx512bf16, 16 amx, 32 avxvnni, 64 neon, 128 neondot.
 EXPORT int32_t bg_available_sets() {
@@ -181,7 +182,7 @@ EXPORT int32_t bg_grouped_table(const void* x, int32_t x_dtype, int64_t rows, in
   args.zero_constant = zero_constant;
   args.whole_step = whole_step;
   try {
-    run_grouped(active(), args, x, x_dtype, k, gather, threads);
+    run_grouped(active_kernels(), args, x, x_dtype, k, gather, threads);
   } catch (const std::bad_alloc&) {
     return OUT_OF_MEMORY;
   }
@@ -205,7 +206,7 @@ EXPORT int32_t bg_integer(const void* x, int32_t x_dtype, int64_t rows, int64_t 
   const QuantizeArgs quantize = {nullptr, nullptr, nullptr, nullptr, rows, k, quads, rules & 1, dynamic, static_scale, static_zero, top, rules & 2};
   const IntegerArgs args = {nullptr, nullptr, nullptr, static_cast<const uint8_t*>(codes), w_scale, column_sums, bias, y, rows, n, quads, x_dtype};
   try {
-    run_integer(active(), quantize, args, x, x_dtype, threads);
+    run_integer(active_kernels(), quantize, args, x, x_dtype, threads);
   } catch (const std::bad_alloc&) {
     return OUT_OF_MEMORY;
   }
@@ -215,7 +216,7 @@ EXPORT int32_t bg_integer(const void* x, int32_t x_dtype, int64_t rows, int64_t 
 // The quantizer alone, for tests: codes + 128 in a [rows, quads * 4], scale [rows], zero point + 128 [rows].
 EXPORT int32_t bg_quantize(const float* x, int64_t rows, int64_t k, int64_t quads, int32_t rules, int32_t dynamic, float static_scale,
                            int32_t static_zero, float top, uint8_t* a, float* scale, int32_t* zero, int32_t threads) {
-  run_quantize(active(), {x, a, scale, zero, rows, k, quads, rules & 1, dynamic, static_scale, static_zero, top, rules & 2}, threads);
+  run_quantize(active_kernels(), {x, a, scale, zero, rows, k, quads, rules & 1, dynamic, static_scale, static_zero, top, rules & 2}, threads);
   return OK;
 }
 
@@ -242,7 +243,7 @@ EXPORT int32_t bg_experts(const void* gate_up, const void* down, const void* sid
   args.join_limit = limit;
   args.threads = threads;
   try {
-    run_experts(active(), args);
+    run_experts(active_kernels(), args);
   } catch (const std::out_of_range&) {
     return UNKNOWN_EXPERT;
   } catch (const std::bad_alloc&) {
@@ -255,7 +256,7 @@ EXPORT int32_t bg_experts(const void* gate_up, const void* down, const void* sid
 EXPORT int32_t bg_experts_product(const void* matrices, const void* side, int64_t count, const void* x, int32_t dtype, const int64_t* ends,
                                   const float* row_scale, void* y, int32_t y_dtype, int32_t threads) {
   try {
-    run_experts_product(active(), {static_cast<const ExpertMatrix*>(matrices), static_cast<const ExpertSide*>(side), x, ends, row_scale, y, count, dtype, y_dtype, threads});
+    run_experts_product(active_kernels(), {static_cast<const ExpertMatrix*>(matrices), static_cast<const ExpertSide*>(side), x, ends, row_scale, y, count, dtype, y_dtype, threads});
   } catch (const std::bad_alloc&) {
     return OUT_OF_MEMORY;
   }

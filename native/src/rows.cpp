@@ -86,30 +86,23 @@ bool exact_in_bf16(const GroupedArgs& args) {
   return std::all_of(args.table, args.table + 16, [](float value) { return (float_to_bits(value) & 0xffff) == 0; });
 }
 
-CutPlan::CutPlan(const GroupedArgs& args) {
+int64_t most_segments(const GroupedArgs& args) { return round_up(args.units * UNIT, SEGMENT) / SEGMENT + args.groups; }
+
+Cut cut_features(const GroupedArgs& args, Block* blocks, Segment* segments) {
   const int64_t limit = args.rows <= 32 ? SEGMENT : BLOCK;  // few rows: weights are used once, keep them in the first cache
-  int64_t step = 0;
+  int64_t step = 0, block_count = 0, segment_count = 0;
   for (int64_t g = 0; g < args.groups; ++g) {
     const int64_t end = (args.group_ends[g] * UNIT + STEP - 1) / STEP;  // groups other than the last end at whole steps
     for (bool opens = true; step < end; opens = false) {
-      const int64_t last = std::min(step + SEGMENT / STEP, end), at = int64_t(segments.size());
-      if (blocks.empty() || (last - blocks.back().first) * STEP > limit) blocks.push_back({step, step, at, at});
-      segments.push_back({step, last, g, opens});
-      blocks.back().last = last;
-      blocks.back().segment_end = at + 1;
+      const int64_t last = std::min(step + SEGMENT / STEP, end), at = segment_count++;
+      if (block_count == 0 || (last - blocks[block_count - 1].first) * STEP > limit) blocks[block_count++] = {step, step, at, at};
+      segments[at] = {step, last, g, opens};
+      blocks[block_count - 1].last = last;
+      blocks[block_count - 1].segment_end = segment_count;
       step = last;
     }
   }
-}
-
-void CutMemory::allocate() {
-  weights = uncleared<uint8_t>(CUT_WEIGHTS + 64);
-  totals = uncleared<float>(CUT_TOTALS);
-}
-
-Cut CutMemory::with(const CutPlan& plan) const {
-  uint8_t* aligned = weights.get() + (64 - reinterpret_cast<uintptr_t>(weights.get()) % 64) % 64;
-  return {plan.blocks.data(), int64_t(plan.blocks.size()), plan.segments.data(), aligned, totals.get()};
+  return {blocks, block_count, segments, nullptr, nullptr};
 }
 
 void grouped_part(const Kernels& kernels, const GroupedArgs& args, int64_t panel, int64_t panel_end, int64_t row, int64_t row_end) {
