@@ -70,9 +70,14 @@ class Step {
     return native::bg_run_step(operations_.data(), count, &state, static_cast<uint8_t*>(scratch.get()), counters.data());
   }
 
-  // The same by the other functions, row after row.
+  // The same by the other functions, row after row; where one range serves all rows, these together.
   void run_singly(Memory& memory) const {
     for (const StepOperation& operation : operations_) {
+      if (operation.kind == STEP_INTEGER && static_cast<const IntegerCall*>(operation.call)->ranges == PER_TENSOR) {
+        std::memcpy(const_cast<void*>(at(memory, operation.target, 0)), integer(operation, at(memory, operation.source, 0), rows_).data(),
+                    size_t(rows_ * WIDTHS[operation.target.buffer] * bytes_));
+        continue;
+      }
       for (int64_t row = 0; row < rows_; ++row) run_row(memory, operation, row);
     }
   }
@@ -148,7 +153,7 @@ class Step {
     IntegerWeight made(random_, n, k);
     for (int64_t i = 0; i < made.scale.size(); ++i) made.scale[i] /= 1024;
     const IntegerWeight& weight = *keep(std::move(made));
-    const int64_t rules = random_.below(4), ranges = random_.coin() ? STATIC : PER_TOKEN;
+    const int64_t rules = random_.below(4), ranges = random_.below(3);
     add(STEP_INTEGER, source, {}, target, IntegerCall{weight.codes.data(), weight.scale.data(), weight.sums.data(), bias(n), n, k, weight.quads, rules, ranges,
                                                       rules & 1 ? 0 : 11, 0.02, rules & 2 ? 127.0 : 127.5});
   }
@@ -213,6 +218,14 @@ class Step {
     }
   }
 
+  Numbers integer(const StepOperation& operation, const void* x, int64_t rows) const {
+    const IntegerCall& call = *static_cast<const IntegerCall*>(operation.call);
+    Numbers y(dtype_, rows * call.n);
+    native::bg_integer(x, dtype_, rows, call.k, int32_t(call.rules), int32_t(call.ranges), float(call.static_scale), int32_t(call.static_zero), float(call.top), call.codes,
+                       call.scale, call.column_sums, call.quads, call.n, call.bias, y.data(), 1);
+    return y;
+  }
+
   // One row times the matrix of an operation.
   Numbers product(const StepOperation& operation, const void* x) const {
     if (operation.kind == STEP_BLOCK) {
@@ -227,13 +240,7 @@ class Step {
       native::bg_dense(x, 1, call.k, call.weight, int32_t(call.weight_dtype), call.n, call.bias, y.data(), dtype_, 1);
       return y;
     }
-    if (operation.kind == STEP_INTEGER) {
-      const IntegerCall& call = *static_cast<const IntegerCall*>(operation.call);
-      Numbers y(dtype_, call.n);
-      native::bg_integer(x, dtype_, 1, call.k, int32_t(call.rules), int32_t(call.ranges), float(call.static_scale), int32_t(call.static_zero), float(call.top), call.codes,
-                         call.scale, call.column_sums, call.quads, call.n, call.bias, y.data(), 1);
-      return y;
-    }
+    if (operation.kind == STEP_INTEGER) return integer(operation, x, 1);
     const GroupedCall& call = *static_cast<const GroupedCall*>(operation.call);
     Numbers y(dtype_, call.n);
     native::bg_grouped_table(x, dtype_, 1, call.k, call.gather, call.codes, int32_t(call.code_kind), call.scale, int32_t(call.scale_dtype), call.second, call.table,
