@@ -16,6 +16,9 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+FIRST = 3  # below are the tokens that begin and end texts
 
 Timed = Callable[[list[list[int]], int], None]  # (prompts, new tokens of each)
 
@@ -119,10 +122,10 @@ def main() -> None:
     start = time.perf_counter()
     run = SYSTEMS[args.system](args)
     print(json.dumps({"ready": time.perf_counter() - start}), file=answers)
-    chooser = random.Random(0)
+    chooser, vocabulary = random.Random(0), json.loads((Path(args.model) / "config.json").read_text())["vocab_size"]
     for line in sys.stdin:
         asked = json.loads(line)
-        prompts = [[chooser.randrange(300, 30000) for _ in range(asked["prompt"])] for _ in range(asked["sequences"])]
+        prompts = [[chooser.randrange(FIRST, vocabulary) for _ in range(asked["prompt"])] for _ in range(asked["sequences"])]
         start = time.perf_counter()
         run(prompts, asked["new"])
         print(json.dumps({"seconds": time.perf_counter() - start}), file=answers)
