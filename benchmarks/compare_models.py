@@ -6,14 +6,17 @@
     FOLDER/w4         compressed-tensors, four bits, groups of 128, symmetric; the head stays in bfloat16
     FOLDER/w8a8       compressed-tensors, bytes per channel, activations quantized per token
     FOLDER/*.gguf     f16, and Q4_0 and Q8_0 by llama-quantize; needs the package gguf and --llama-bin
-    FOLDER/ov-int4    and ov-int8, by optimum-cli, which stands beside --openvino's PYTHON
+    FOLDER/ov-w4      and ov-w8a8, w4 and w8a8 as models of OpenVINO, the same weights, by compare_openvino.py; activations stay floats
+    FOLDER/ov-w4-h8   and ov-w8a8-h8, the same with a head of bytes
 
-Shapes are those of tools/make_checkpoint.py with a vocabulary of 32000, untied.  What exists is kept.
+Shapes are those of tools/make_checkpoint.py with a vocabulary of 32000, untied, and "small", which takes seconds.  What exists is
+kept.  f16.gguf may be deleted once the others are there.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -128,37 +131,39 @@ def write_all(folder: Path, shape: make_checkpoint.Shape, llama: Path | None, op
         if not (folder / form / "config.json").exists():
             write_safetensors(folder / form, form, shape)
     try:
-        if llama and not (folder / "f16.gguf").exists():
+        wanted = [kind for kind in ("Q4_0", "Q8_0") if llama and not (folder / f"{kind}.gguf").exists()]
+        if wanted and not (folder / "f16.gguf").exists():
             write_gguf(folder / "part.gguf", shape)
             (folder / "part.gguf").rename(folder / "f16.gguf")
-        for kind in ("Q4_0", "Q8_0") if llama else ():
-            if not (folder / f"{kind}.gguf").exists():
-                subprocess.run([llama / "llama-quantize", folder / "f16.gguf", folder / f"{kind}.gguf", kind], check=True, capture_output=True)
+        for kind in wanted:
+            subprocess.run([llama / "llama-quantize", folder / "f16.gguf", folder / f"{kind}.gguf", kind], check=True, capture_output=True)
     except (ImportError, OSError, subprocess.CalledProcessError) as error:
         failed["llama.cpp"] = f"its files could not be written: {error}"
-    for bits in (4, 8) if openvino else ():
-        out = folder / f"ov-int{bits}"
-        if not (out / "openvino_model.bin").exists():
-            how = ["--weight-format", f"int{bits}", *(["--group-size", str(GROUP), "--sym", "--ratio", "1.0"] if bits == 4 else [])]
-            command = [openvino.with_name("optimum-cli"), "export", "openvino", "-m", folder / "bf16", "--task", "text-generation-with-past", *how, out]
+    for form, bits in itertools.product(("w4", "w8a8"), (16, 8)) if openvino else ():
+        out = folder / f"ov-{form}{'' if bits == 16 else '-h8'}"
+        if not (out / "config.json").exists():
+            # a process of its own: its environment differs, and its memory goes back
+            command = [openvino, Path(__file__).with_name("compare_openvino.py"), folder / form, out, "--head-bits", str(bits)]
             try:
                 subprocess.run(command, check=True, capture_output=True, text=True)
             except (OSError, subprocess.CalledProcessError) as error:
                 last = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1:]
-                failed["openvino"] = f"its files could not be written: {' '.join(last)}"
+                failed[f"openvino {out.name}"] = f"its files could not be written: {' '.join(last)}"
     return failed
 
 
 def shape_of(name: str) -> make_checkpoint.Shape:
+    if name == "small":
+        return make_checkpoint.Shape(hidden=1024, layers=2, intermediate=2048, heads=16, kv_heads=8, vocab=8000, tied=False)
     return replace(make_checkpoint.SHAPES[name], vocab=VOCAB, tied=False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--shape", default="1b", help="1b, 0.6b, tiny, …")
+    parser.add_argument("--shape", default="1b", choices=("small", *make_checkpoint.SHAPES))
     parser.add_argument("--llama-bin", type=Path, help="folder of llama.cpp's programs")
-    parser.add_argument("--openvino", type=Path, metavar="PYTHON", help="of an environment that has optimum-intel")
+    parser.add_argument("--openvino", type=Path, metavar="PYTHON", help="of an environment that has openvino")
     args = parser.parse_args()
     for system, why in write_all(args.folder, shape_of(args.shape), args.llama_bin, args.openvino).items():
         print(f"{system}: {why}")

@@ -1,11 +1,12 @@
 """A checkpoint of compare_models.py as a model of OpenVINO, with the same weights bit for bit.
 
-    PYTHON benchmarks/compare_openvino.py FOLDER/w4 FOLDER/ov-w4
+    PYTHON benchmarks/compare_openvino.py FOLDER/w4 FOLDER/ov-w4 [--head-bits 8]
 
 PYTHON is that of an environment that has the package openvino; nothing else is needed.  Codes and scales are those of the
 safetensors file: four bits as i4 [N, K / group, group] with scales [N, K / group, 1], bytes as i8 [N, K] with scales [N, 1], all
 multiplied out by nodes that OpenVINO folds into its products.  Scales are stored as float16, and a scale that float16 would round
-is refused; embedding and head stay bfloat16.  The graph is what openvino-genai expects of a decoder: input_ids, attention_mask,
+is refused; embedding and head stay bfloat16.  OpenVINO 2026.4 holds a head of floats as float32 where the processor multiplies no
+bfloat16, twice the bytes; with --head-bits 8 the head is rounded to bytes per row, as its own exporter does.  The graph is what openvino-genai expects of a decoder: input_ids, attention_mask,
 position_ids and beam_idx, caches as variables [batch, heads, tokens, head size].  Matrices are mapped, never held all at once.
 """
 
@@ -78,6 +79,13 @@ def codes_of_fours(words: np.ndarray) -> np.ndarray:
     return words ^ np.uint8(0x88)
 
 
+def rounded(values: np.ndarray) -> ov.Node:
+    """float32 [N, K] of values that are rounded to bytes, a scale for each row."""
+    scale = np.maximum(np.abs(values).max(1, keepdims=True) / 127, 1e-7).astype(np.float16)
+    codes = np.clip(np.rint(values / scale.astype(np.float32)), -127, 127).astype(np.int8)
+    return ops.convert(ops.multiply(ops.convert(ops.constant(codes), "f16"), ops.constant(scale)), "f32")
+
+
 def matrix(held: Checkpoint, base: str) -> ov.Node:
     """float32 [N, K] of a module, as a graph of its stored form."""
     if f"{base}.weight_packed" in held:
@@ -98,8 +106,8 @@ def matrix(held: Checkpoint, base: str) -> ov.Node:
 class Decoder:
     """The graph of a Llama model; all products in float32 as far as the graph says, rotation in halves."""
 
-    def __init__(self, held: Checkpoint) -> None:
-        self.held = held
+    def __init__(self, held: Checkpoint, head_bits: int) -> None:
+        self.held, self.head_bits = held, head_bits
         config = held.config
         self.heads, self.kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
         self.size = config.get("head_dim") or config["hidden_size"] // self.heads
@@ -194,7 +202,8 @@ class Decoder:
             base = f"model.layers.{layer}"
             x = ops.add(x, self.attention(self.norm(x, f"{base}.input_layernorm.weight"), layer))
             x = ops.add(x, self.mlp(self.norm(x, f"{base}.post_attention_layernorm.weight"), layer))
-        logits = self.linear(self.norm(x, "model.norm.weight"), "lm_head")
+        head = matrix(self.held, "lm_head") if self.head_bits == 16 else rounded(self.held.floats("lm_head.weight"))
+        logits = ops.matmul(self.norm(x, "model.norm.weight"), head, False, True)
         logits.output(0).set_names({"logits"})
         return ov.Model([ops.result(logits, name="logits")], self.sinks, [self.tokens, self.mask, self.positions, self.beams], "decoder")
 
@@ -203,10 +212,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--head-bits", type=int, choices=(8, 16), default=16)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     held = Checkpoint(args.checkpoint)
-    ov.save_model(Decoder(held).model(), args.out / "openvino_model.xml", compress_to_fp16=False)
+    ov.save_model(Decoder(held, args.head_bits).model(), args.out / "openvino_model.xml", compress_to_fp16=False)
     # last: a folder with it is whole
     (args.out / "config.json").write_text(json.dumps({key: value for key, value in held.config.items() if key != "quantization_config"}, indent=1))
 
