@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "block_kernels.hpp"
+#include "block_layout.hpp"
 #include "codebook.hpp"
 #include "hadamard.hpp"
 #include "kernels.hpp"
@@ -69,7 +69,7 @@ std::vector<uint16_t> random_scales(int64_t count, int32_t dtype) {
 }
 
 struct Case {
-  const char* name;
+  std::string name;
   int64_t rows, n;
   double tolerance;  // of the largest number; 0: the same bits
   std::function<void(int64_t first, int64_t rows, float* y)> run;  // of these rows alone
@@ -85,10 +85,11 @@ void grouped_cases() {
   static const char* const NAMES[] = {"grouped nibble", "grouped byte", "grouped e4m3", "grouped e5m2", "grouped table", "grouped bf16", "grouped f16", "grouped f32"};
   const int64_t BYTES[] = {64, 128, 128, 128, 64, 256, 256, 512};
   for (int32_t kind = NIBBLE; kind <= DENSE_F32; ++kind)
-    for (const bool whole : {false, true}) {
+    for (const int32_t variant : {0, 1, 2, 3}) {  // activations of bfloat16 may take tiles: rows for several, groups of whole steps
+      const bool whole = variant & 1, bf16 = variant & 2;
       if (whole && kind != TABLE4) continue;
-      const int64_t n = 37, units = 53, panels = 3, groups = 5, rows = 11;
-      const auto ends = std::vector<int32_t>{16, 20, 37, 38, 53};
+      const int64_t n = 37, units = 53, panels = 3, groups = 5, rows = bf16 ? 37 : 11;
+      const auto ends = bf16 ? std::vector<int32_t>{16, 20, 36, 40, 53} : std::vector<int32_t>{16, 20, 37, 38, 53};
       auto codes = random_codes<uint8_t>(panels * units * BYTES[kind], 0);
       if (kind == E4M3) for (auto& code : codes) code = uint8_t((code & 0x7f) == 0x7f ? 0x7e : code);
       if (kind == E5M2) for (auto& code : codes) code = uint8_t((code & 0x7c) == 0x7c ? code & 0xbf : code);
@@ -102,9 +103,13 @@ void grouped_cases() {
       auto table = random_floats(16);
       auto numbers = std::vector<int8_t>{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
       if (whole) for (int i = 0; i < 16; ++i) table[size_t(i)] = float(numbers[size_t(i)]) * 0.5f;
-      const auto x = random_floats(rows * units * 8);
-      cases.push_back({whole ? "grouped whole table" : NAMES[kind], rows, n, 3e-6, [=](int64_t first, int64_t count, float* y) {
-        call(x.data() + first * units * 8, F32, count, units * 8, nullptr, codes.data(), kind, scale.data(), BF16, nullptr, table.data(),
+      const auto wide = random_floats(rows * units * 8);
+      auto narrow = random_scales(rows * units * 8, BF16);
+      for (auto& value : narrow) value = uint16_t(value | (random_bits() & 0x8000));
+      const std::string name = std::string(whole ? "grouped whole table" : NAMES[kind]) + (bf16 ? ", x bf16" : "");
+      cases.push_back({name, rows, n, 3e-6, [=](int64_t first, int64_t count, float* y) {
+        const void* x = bf16 ? static_cast<const void*>(narrow.data() + first * units * 8) : wide.data() + first * units * 8;
+        call(x, bf16 ? BF16 : F32, count, units * 8, nullptr, codes.data(), kind, scale.data(), BF16, nullptr, table.data(),
              whole ? numbers.data() : nullptr, 0.5f, kind == NIBBLE ? zero.data() : nullptr, 0, 0.0f, ends.data(), groups, units, n, nullptr, nullptr, y, F32, 2);
       }});
     }
@@ -137,16 +142,19 @@ void integer_cases() {
   }
 }
 
-// The scales at the head of every record: random numbers from -1 to 1 instead of random bits.
-void set_scales(const BlockFormat& format, int64_t k, int64_t panels, int64_t panel_bytes, int64_t record_bytes, std::vector<uint8_t>& data) {
+// The scales (and minima) at the head of every record: random numbers from -1 to 1 instead of random bits, so that no result is infinite.
+void set_scales(const BlockFormat& format, int64_t k, int64_t panels, int64_t panel_bytes, std::vector<uint8_t>& data) {
+  const int64_t units = k / 32, record_bytes = RecordLayout(format, 8).end;
   for (int64_t panel = 0; panel < panels; ++panel)
-    for (int64_t record = 0; record * 256 < k; ++record) {
-      const int64_t inside = k - record * 256 < 256 ? k - record * 256 : 256, count = (inside + format.span - 1) / format.span * 16;
-      uint8_t* to = data.data() + panel * panel_bytes + record * record_bytes;
+    for (int64_t first = 0; first < units; first += 8) {
+      uint8_t* to = data.data() + panel * panel_bytes + first / 8 * record_bytes;
+      const int64_t count = RecordLayout(format, std::min(units - first, int64_t(8))).points / (format.scale_dtype == F32 ? 4 : 2);
       for (int64_t i = 0; i < count; ++i) {
         const float value = random_float();
+        const uint16_t half = uint16_t((random_bits() & 0x83ff) | (0x2c00 + (random_bits() % 4 << 10)));
         if (format.scale_dtype == F32) std::memcpy(to + 4 * i, &value, 4);
-        else std::memcpy(to + 2 * i, reinterpret_cast<const uint8_t*>(&value) + 2, 2);
+        else if (format.scale_dtype == BF16) std::memcpy(to + 2 * i, reinterpret_cast<const uint8_t*>(&value) + 2, 2);
+        else std::memcpy(to + 2 * i, &half, 2);
       }
     }
 }
@@ -170,13 +178,11 @@ void block_cases() {
         std::memcpy(numbers, &format, sizeof numbers);
         const int64_t bytes = size(numbers, k);
         auto data = random_codes<uint8_t>(panels * bytes, 0);
-        // no half becomes infinite, and scales of bytes stay near 1
-        for (int64_t at = 0; at < panels * bytes; ++at) {
-          if (format.scale_dtype != F32 && at % 2 && (data[size_t(at)] & 0x7c) == 0x7c) data[size_t(at)] &= 0xbf;
-          if (format.sub == E4M3_SUB) data[size_t(at)] &= 0x77;
-          if (format.sub == E8M0_SUB) data[size_t(at)] = uint8_t(100 + data[size_t(at)] % 50);
+        for (uint8_t& byte : data) {  // scales of bytes stay near 1
+          if (format.sub == E4M3_SUB) byte &= 0x77;
+          if (format.sub == E8M0_SUB) byte = uint8_t(100 + byte % 32);
         }
-        if (format.scale_dtype != F16 && format.span) set_scales(format, k, panels, bytes, size(numbers, 256), data);
+        if (format.span) set_scales(format, k, panels, bytes, data);
         const auto wide = random_floats(rows * k);
         auto narrow = std::vector<uint16_t>();
         for (float value : wide) {
@@ -361,11 +367,11 @@ void report(const char* set, const std::vector<Floats>& want) {
     line.equal += same_bits(got, want[i]);
     ++line.count;
     failures += !(near && alone);
-    if (!near) std::printf("FAILED %s: %s, case %zu: error %.3g, tolerance %.3g\n", set, one.name, i, error, one.tolerance);
-    if (!alone) std::printf("FAILED %s: %s, case %zu: a row depends on the others\n", set, one.name, i);
+    if (!near) std::printf("FAILED %s: %s, case %zu: error %.3g, tolerance %.3g\n", set, one.name.c_str(), i, error, one.tolerance);
+    if (!alone) std::printf("FAILED %s: %s, case %zu: a row depends on the others\n", set, one.name.c_str(), i);
   }
   for (const auto& [name, line] : lines)
-    std::printf("%-12s %-20s %3d cases, %3d bit-equal to portable, largest error %.2g\n", set, name.c_str(), int(line.count), int(line.equal), line.worst);
+    std::printf("%-12s %-28s %3d cases, %3d bit-equal to portable, largest error %.2g\n", set, name.c_str(), int(line.count), int(line.equal), line.worst);
 }
 
 }  // namespace
