@@ -8,7 +8,11 @@ namespace {
 
 // In place: the compiler's intrinsic copies every accumulator before the instruction (GCC 12).
 inline void dot_in_place(__m512i& sum, __m512i unsigned_bytes, __m512i signed_bytes) {
+#ifdef BITGRAIN_AVX512_EMULATED
+  sum = _mm512_dpbusd_epi32(sum, unsigned_bytes, signed_bytes);
+#else
   __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "v"(signed_bytes));
+#endif
 }
 
 template <int ROWS>

@@ -69,12 +69,12 @@ constexpr int parts_of(const BlockFormat& format) { return format.group == 16 ? 
 
 // sum += codes . four digits; in place, and the digits from memory: the compiler's intrinsic copies every sum before (GCC 12).
 inline void add_dots(__m512i& sum, __m512i codes, const int8_t* digits) {
-#ifdef __AVX512VNNI__
-  __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*reinterpret_cast<const int8_t(*)[4]>(digits)));
-#else
+#ifdef BITGRAIN_AVX512_EMULATED
   int32_t value;
   __builtin_memcpy(&value, digits, 4);
   sum = _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(value));
+#else
+  __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*reinterpret_cast<const int8_t(*)[4]>(digits)));
 #endif
 }
 

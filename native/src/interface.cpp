@@ -27,10 +27,14 @@ std::atomic<const Kernels*> chosen{nullptr};  // calls may come from several thr
 #ifdef BITGRAIN_X86
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
 
+#ifdef BITGRAIN_AVX512_EMULATED
+bool has_avx512() { return has_avx2(); }
+#else
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
 }
+#endif
 #endif
 
 #ifdef BITGRAIN_VNNI
@@ -56,12 +60,17 @@ bool has_dot_products() {
 #endif
 
 #ifdef BITGRAIN_BF16
+#ifdef BITGRAIN_AVX512_EMULATED
+bool has_avx512bf16() { return has_avx2(); }
+bool has_amx() { return has_avx2(); }
+#else
 bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16"); }
 
 bool has_amx() {
   return has_avx512bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-int8") &&
          request_tiles();
 }
+#endif
 
 // Where one bfloat16 instruction takes as long as the two float32 ones that it replaces, AVX-512 alone is faster: it needs no
 // decoded copy of the weights.  Measured so on Sapphire Rapids; Zen 4 issues one per cycle.

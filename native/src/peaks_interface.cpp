@@ -24,12 +24,16 @@ const Peaks& active_peaks() {
 #ifdef BITGRAIN_X86
   const char* name = bg_instruction_set();
   if (std::strcmp(name, "portable") == 0) return portable_peaks();
+#ifdef BITGRAIN_AVX512_EMULATED
+  return avx2_peaks();
+#else
 #ifdef BITGRAIN_BF16
   if (std::strcmp(name, "amx") == 0) return amx_peaks();
   if (std::strcmp(name, "avx512bf16") == 0) return avx512bf16_peaks();
 #endif
   if (std::strcmp(name, "avx512") == 0) return avx512_peaks();
   return avx2_peaks();
+#endif
 #else
   return portable_peaks();
 #endif
