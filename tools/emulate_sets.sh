@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the native library for instruction sets that this machine lacks, and compares them with the portable one in an emulator;
 # see docs/instruction-sets.md.
-#   tools/emulate_sets.sh neon|vnni [FOLDER]     FOLDER keeps the build (default build/emulated-…); OPTIMIZE=-O1 builds sooner
+#   tools/emulate_sets.sh neon|vnni|avx512 [FOLDER]     FOLDER keeps the build (default build/emulated-…); OPTIMIZE=-O1 builds sooner
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 kind=${1:-}
@@ -23,15 +23,21 @@ case $kind in
     compiler=${CXX:-c++}
     options+=(-DBITGRAIN_EMULATE_VNNI=ON)
     ;;
+  avx512)
+    compiler=$(command -v "${CXX:-c++}" || true)
+    [ -n "$compiler" ] || { echo "no ${CXX:-c++}"; exit 77; }
+    grep -qw avx2 /proc/cpuinfo || { echo "no AVX2, which the loops are built for"; exit 77; }
+    options+=(-DBITGRAIN_EMULATE_AVX512=ON)
+    ;;
   *)
-    echo "usage: $0 neon|vnni [FOLDER]"
+    echo "usage: $0 neon|vnni|avx512 [FOLDER]"
     exit 2
     ;;
 esac
 "$cmake" -S "$root/native" -B "$folder" "${options[@]}" > "$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
 "$cmake" --build "$folder" -j "$(nproc)" >> "$folder.log" 2>&1 || { tail -50 "$folder.log"; exit 1; }
 "$compiler" -std=c++17 -O1 -I "$root/native/include" "$root/native/tests/compare_sets.cpp" -o "$folder/compare_sets" -ldl
-export OMP_NUM_THREADS=2
+export OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive
 if [ "$kind" = neon ]; then
   "${run[@]}" -cpu max "$folder/compare_sets" "$folder/libbitgrain_cpu.so"
   "${run[@]}" -cpu cortex-a53 "$folder/compare_sets" "$folder/libbitgrain_cpu.so"

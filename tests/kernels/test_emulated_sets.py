@@ -1,6 +1,7 @@
-"""Instruction sets that this machine lacks, in emulation: the sums of AVX-VNNI's sources, and NEON in another processor's emulator.
+"""Instruction sets that this machine lacks, in emulation: integers of AVX-VNNI, AVX-512 and AMX, whose sources run with plain loops in the
+place of the instructions, and whole libraries.
 
-The whole library for NEON takes many minutes to build and to emulate: BITGRAIN_EMULATE=neon asks for it.
+These take many minutes to build and to emulate: BITGRAIN_EMULATE=neon, vnni or avx512 asks for one, as tools/emulate_sets.sh has them.
 """
 
 import os
@@ -22,9 +23,11 @@ CHECK = r"""
 #include <vector>
 #include "kernels.hpp"
 using namespace bitgrain;
+#ifdef BITGRAIN_VNNI
 const Kernels& bitgrain::avx2_kernels() { static const Kernels none = {}; return none; }
+#endif
 int main() {
-  const int64_t n = 21, k = 61, quads = 16, panels = 2, rows = 7;
+  const int64_t n = 37, k = 61, quads = 18, panels = 3, rows = 19;
   std::vector<uint8_t> a(rows * quads * 4), codes(panels * quads * 64);
   std::vector<float> ones(panels * 16, 1.0f), y(rows * n);
   std::vector<int32_t> zeros(rows, 3), sums(panels * 16);
@@ -34,7 +37,8 @@ int main() {
   for (int64_t column = 0; column < panels * 16; ++column)
     for (int64_t i = 0; i < quads * 4; ++i) sums[column] += at(column, i);
   IntegerArgs args = {a.data(), ones.data(), zeros.data(), codes.data(), ones.data(), sums.data(), nullptr, y.data(), rows, n, quads, F32};
-  avxvnni_kernels().integer(args, 0, panels, 0, rows);
+  TESTED_kernels().integer(args, 0, 2, 0, rows);  // two panels and one: tiles take pairs
+  TESTED_kernels().integer(args, 2, panels, 0, rows);
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t column = 0; column < n; ++column) {
       int32_t dot = -3 * sums[column];
@@ -42,28 +46,49 @@ int main() {
       if (y[row * n + column] != float(dot)) return std::printf("row %d, out feature %d\n", int(row), int(column)), 1;
     }
   std::puts("equal");
-  return std::strcmp(avxvnni_kernels().name, "avxvnni") != 0;
+  return std::strcmp(TESTED_kernels().name, "TESTED") != 0;
 }
 """
 
 
+AVX512_OPTIONS = ["-DBITGRAIN_AVX512_EMULATED=1", "-DBITGRAIN_BF16=1", "-Wno-psabi", "-include", str(ROOT / "native/tests/emulated_avx512.hpp")]
+BUILDS = {
+    "avxvnni": (["avxvnni.cpp"], ["-O1", "-DBITGRAIN_VNNI=1", "-DBITGRAIN_VNNI_EMULATED=1"]),
+    "avx512": (["avx512.cpp"], ["-O0", *AVX512_OPTIONS]),
+    "amx": (["amx.cpp", "avx512.cpp"], ["-O0", *AVX512_OPTIONS]),
+}
+
+
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 @pytest.mark.skipif("avx2" not in library.available_sets(), reason="a processor without AVX2")
-def test_integers_of_avx_vnni_are_exact(tmp_path):
-    (tmp_path / "check.cpp").write_text(CHECK)
-    flags = ["-std=c++17", "-O1", "-mavx2", "-mfma", "-mf16c", "-DBITGRAIN_X86=1", "-DBITGRAIN_VNNI=1", "-DBITGRAIN_VNNI_EMULATED=1"]
-    files = [str(tmp_path / "check.cpp"), str(ROOT / "native/src/avxvnni.cpp")]
+@pytest.mark.parametrize("name", BUILDS)
+def test_integers_of_emulated_instructions_are_exact(name, tmp_path):
+    sources, options = BUILDS[name]
+    (tmp_path / "check.cpp").write_text(CHECK.replace("TESTED", name))
+    flags = ["-std=c++17", "-ffp-contract=off", "-mavx2", "-mfma", "-mf16c", "-DBITGRAIN_X86=1", *options]
+    files = [str(tmp_path / "check.cpp"), *(str(ROOT / "native/src" / source) for source in sources)]
     built = subprocess.run([COMPILER, *flags, "-I", str(ROOT / "native/include"), *files, "-o", str(tmp_path / "check")], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     ran = subprocess.run([str(tmp_path / "check")], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (0, "equal\n")
 
 
-@pytest.mark.skipif(os.environ.get("BITGRAIN_EMULATE") != "neon", reason="takes many minutes; BITGRAIN_EMULATE=neon runs it")
-@pytest.mark.timeout(1200)
-def test_neon_agrees_with_the_portable_set_in_an_emulator(tmp_path):
-    env = {**os.environ, "OPTIMIZE": "-O0"}
-    ran = subprocess.run([str(ROOT / "tools/emulate_sets.sh"), "neon", str(tmp_path / "neon")], capture_output=True, text=True, env=env)
+@pytest.mark.parametrize("name", ["neon", "vnni", "avx512"])
+@pytest.mark.timeout(7200)
+def test_emulated_sets_agree_with_the_portable_one(name, tmp_path):
+    if os.environ.get("BITGRAIN_EMULATE") != name:
+        pytest.skip(f"takes many minutes; BITGRAIN_EMULATE={name} runs it")
+    env = {"OPTIMIZE": "-O0" if name == "neon" else "-O1", **os.environ}
+    ran = subprocess.run([str(ROOT / "tools/emulate_sets.sh"), name, str(tmp_path / name)], capture_output=True, text=True, env=env)
     if ran.returncode == 77:
         pytest.skip(ran.stdout.strip())
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_a_machine_without_a_compiler_is_told_so(tmp_path):
+    (tmp_path / "bin").mkdir()
+    for tool in ("bash", "dirname"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    env = {"PATH": str(tmp_path / "bin")}
+    ran = subprocess.run([str(ROOT / "tools/emulate_sets.sh"), "avx512", str(tmp_path / "build")], capture_output=True, text=True, env=env)
+    assert (ran.returncode, ran.stdout) == (77, "no c++\n")
