@@ -88,7 +88,8 @@ class Process:
                 )  # fmt: skip
         except OSError as error:
             raise Failed(f"could not be started: {error}") from error
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
         try:
             self.version = str(self._answer(limits[0], "loading")["version"])
         except Failed:
@@ -97,8 +98,9 @@ class Process:
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.put(line)
+        with self.process.stdout as said:
+            for line in said:
+                self.lines.put(line)
         self.lines.put("")
 
     def _answer(self, limit: float, doing: str) -> dict[str, Any]:
@@ -108,11 +110,16 @@ class Process:
             self.close()
             raise Failed(f"{doing} took longer than {limit:.0f} s (see {self.log})") from None
         if not line:
-            raise Failed(f"{ended(self.process.wait())} while {doing}: {reason(self.log.read_text(errors='replace'))} (see {self.log})")
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # its status is kept, and its number, for close()
+            self.close()
+            raise Failed(f"{ended(self.process.returncode)} while {doing}: {reason(self.log.read_text(errors='replace'))} (see {self.log})")
         found: dict[str, Any] = json.loads(line)
         return found
 
     def _ask(self, sequences: int, prompt: int, new: int, **more: int) -> dict[str, Any]:
+        if self.process.returncode is not None:
+            raise Failed("has ended")
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # then there is no answer, and the log says why
             self.process.stdin.write(json.dumps({"sequences": sequences, "prompt": prompt, "new": new, **more}) + "\n")
@@ -131,9 +138,14 @@ class Process:
         return [own[0] for own in self._ask(PROMPTS, PROMPT, 1, seed=SEED)["tokens"]]
 
     def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        """End it and its children; again is allowed."""
+        if self.process.returncode is None:
             os.killpg(self.process.pid, signal.SIGKILL)  # it leads a session of its own
-        self.process.wait()
+            self.process.wait()
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.listener.join()
 
 
 class LlamaCpp:
