@@ -198,7 +198,7 @@ def out_if_failing(name: str, running: dict[str, System], found: Found) -> Itera
 def agreement(chosen: Mapping[str, Candidate], tokens: Mapping[str, list[int] | None]) -> dict[str, str]:
     """Name to how many first tokens are those of bitgrain with the same form.
 
-    With the same weights nearly all are: products that round differently change a choice only where two tokens are about as likely.
+    With the same weights most are: products that round differently change a choice only where two tokens are about as likely.
     """
     ours = {chosen[name].form: own for name, own in reversed(tokens.items()) if name.startswith("bitgrain")}
     said = {}

@@ -17,11 +17,16 @@ HERE = Path(__file__).resolve().parent
 PROMPT = 32
 ERROR = re.compile(r"(\w*(Error|Exception|Failure)|[Ee]rror)\b: *\S")
 SEED, PROMPTS = 1, 16  # of the first tokens that systems are compared by
+TRIES = 3  # of llama-batched-bench
 SPARE = 2 << 30  # bytes of caches and programs, beside a model's weights
 
 
 class Failed(Exception):
     """A system that does not run, with the reason."""
+
+
+class NoRow(Failed):
+    """llama-batched-bench ended well but printed no figure: seen on a busy machine, where a second run did."""
 
 
 class Disturbed(Exception):
@@ -179,7 +184,11 @@ class LlamaCpp:
     def rate(self, what: str, count: int, new: int) -> float:
         if what == "decode" and count > 1:
             context = str(max(4096, 2 * count * (PROMPT + new)))
-            return batched_rate(self._run("llama-batched-bench", "-c", context, "-b", "2048", "-ub", "512", "-npp", str(PROMPT), "-ntg", str(new), "-npl", str(count), *([] if self.repack else ["--no-repack"])))
+            words = ["-c", context, "-b", "2048", "-ub", "512", "-npp", str(PROMPT), "-ntg", str(new), "-npl", str(count), *([] if self.repack else ["--no-repack"])]
+            for _ in range(TRIES - 1):
+                with contextlib.suppress(NoRow):
+                    return batched_rate(self._run("llama-batched-bench", *words))
+            return batched_rate(self._run("llama-batched-bench", *words))
         asked = ["-p", str(count), "-n", "0"] if what == "prefill" else ["-p", "0", "-n", str(new)]
         said = self._run("llama-bench", *asked, "--repack", str(int(self.repack)), "-r", "1", "-o", "json")
         try:
@@ -201,5 +210,5 @@ def batched_rate(table: str) -> float:
     rows = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in table.splitlines() if line.startswith("|")]
     head = next((row for row in rows if "S_TG t/s" in row), None)
     if head is None or not rows[-1][0].isdigit():
-        raise Failed(f"llama-batched-bench printed no row: {table.strip()[-200:]}")
+        raise NoRow(f"llama-batched-bench printed no row: {table.strip()[-200:]}")
     return float(rows[-1][head.index("S_TG t/s")])

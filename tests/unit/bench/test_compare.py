@@ -133,6 +133,18 @@ def test_batched_rate_is_found_by_its_name(running):
         running.batched_rate("|    PP | S_TG t/s |\n|----|----|\n")
 
 
+def test_a_table_without_a_row_is_asked_for_again(running, tmp_path):
+    for name in ("llama-bench", "llama-batched-bench", "model"):
+        (tmp_path / name).write_text("")
+    system = running.LlamaCpp(tmp_path, tmp_path / "model", 1, True, 1.0)
+    tables = ["| S_TG t/s |\n", "| B | S_TG t/s |\n| 8 | 5.5 |\n"]
+    system._run = lambda *words: tables.pop(0)
+    assert system.rate("decode", 8, 3) == 5.5
+    system._run = lambda *words: "| S_TG t/s |\n"
+    with pytest.raises(running.Failed, match="printed no row"):
+        system.rate("decode", 8, 3)
+
+
 class Still:
     """A system whose rates are given; a rate that is an exception is raised."""
 
