@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -247,6 +248,7 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="measure even if others use the machine")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # systems are ended on the way out
     load = os.getloadavg()[0]
     if load > 0.5 and not args.busy:
         raise SystemExit(f"the machine is busy (load {load:.1f}): figures would mean nothing; wait, or say --busy")
