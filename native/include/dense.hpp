@@ -1,4 +1,4 @@
-// Products with unpacked dense weights, for the few rows of a decode step: memory bounds them, so the weights stay as they are stored.
+// Products with dense weights as they are stored.
 #pragma once
 #include "kernels.hpp"
 
@@ -16,7 +16,7 @@ struct DenseArgs {
 
 constexpr int64_t DENSE_TASK = 32;  // out features that one thread takes at a time
 
-// Out features [first, last); an output has the same bits whatever the range, the rows beside it, and the instruction set.
+// Out features [first, last); an output has the same bits whatever the range and the rows beside it.
 using DenseKernel = void (*)(const DenseArgs&, int64_t first, int64_t last);
 
 void portable_dense(const DenseArgs& args, int64_t first, int64_t last);

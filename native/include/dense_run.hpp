@@ -107,8 +107,8 @@ INLINE void dense_tile(const DenseArgs& args, int64_t n, int64_t m) {
 // ---------------------------------------------------------------- many rows: weights are widened once for all of them
 
 constexpr int64_t WIDE_FROM = 6;      // rows from which on it is faster
-constexpr int64_t WIDE_FEATURES = 8;  // out features and in features whose weights are wide at once: 16 KB of the first-level cache
-constexpr int64_t WIDE_CHUNK = 512;
+constexpr int64_t WIDE_FEATURES = 16;  // out features and in features whose weights are wide at once: 16 KB of the first-level cache
+constexpr int64_t WIDE_CHUNK = 256;
 constexpr int64_t WIDE_ROWS = 48;     // that share them
 
 struct WideTile {
@@ -154,7 +154,7 @@ INLINE void add_columns(WideTile& tile, int64_t feature, const float* x, int64_t
   for (int64_t at = 0; at < columns; at += DENSE_LANES) {
     Floats weight[NB];
 #pragma GCC unroll 4
-    for (int i = 0; i < NB; ++i) weight[i] = float_lanes(tile.weights[feature + i] + at);
+    for (int i = 0; i < NB; ++i) weight[i] = read_once(tile.weights[feature + i] + at);
 #pragma GCC unroll 4
     for (int j = 0; j < MB; ++j) {
       const Floats value = read_once(x + j * stride + at);
@@ -162,7 +162,7 @@ INLINE void add_columns(WideTile& tile, int64_t feature, const float* x, int64_t
       for (int i = 0; i < NB; ++i) sum[i][j].low = multiply_add(weight[i], value, sum[i][j].low);
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < NB; ++i) weight[i] = float_lanes(tile.weights[feature + i] + at + 8);
+    for (int i = 0; i < NB; ++i) weight[i] = read_once(tile.weights[feature + i] + at + 8);
 #pragma GCC unroll 4
     for (int j = 0; j < MB; ++j) {
       const Floats value = read_once(x + j * stride + at + 8);
