@@ -108,7 +108,7 @@ class Candidates:
             log = args.logs / f"{name.replace(' ', '-')}.log"
             command = [words[0], str(path), *words[1:], "--vocabulary", str(self.vocabulary)]
             limits = args.load_limit, args.limit
-            self.found[name] = Candidate(bits, form, self.nbytes(form) - saved, differs, lambda: Process(python, command, args.threads, needed, log, limits, {}))
+            self.found[name] = Candidate(bits, form, self.nbytes(form) - saved, differs, lambda: Process(python, command, args.threads, needed, log, limits))
 
     def nbytes(self, form: str) -> int:
         if form not in self.sizes:

@@ -73,14 +73,13 @@ class Process:
     """compare_peer.py with one system; see there.
 
     Args:
-        words:       its arguments but the number of threads.
-        needed:      bytes of memory, at a guess.
-        log:         file for what the system says.
-        limits:      seconds that loading, and an answer, may take.
-        environment: added to this process's.
+        words:  its arguments but the number of threads.
+        needed: bytes of memory, at a guess.
+        log:    file for what the system says.
+        limits: seconds that loading, and an answer, may take.
     """
 
-    def __init__(self, python: Path, words: list[str], threads: int, needed: int, log: Path, limits: tuple[float, float], environment: dict[str, str]) -> None:
+    def __init__(self, python: Path, words: list[str], threads: int, needed: int, log: Path, limits: tuple[float, float]) -> None:
         with contextlib.suppress(OSError):
             check_memory(needed, Path("/proc/meminfo").read_text())
         self.log, self.limit = log, limits[1]
@@ -89,7 +88,7 @@ class Process:
             with log.open("w") as errors:
                 self.process = subprocess.Popen(
                     [python, HERE / "compare_peer.py", *words, "--threads", str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-                    env={**os.environ, "OMP_NUM_THREADS": str(threads), **environment}, start_new_session=True,
+                    env={**os.environ, "OMP_NUM_THREADS": str(threads)}, start_new_session=True,
                 )  # fmt: skip
         except OSError as error:
             raise Failed(f"could not be started: {error}") from error

@@ -43,7 +43,7 @@ def peer(running, tmp_path, monkeypatch):
     def start(text, load=60.0, answer=60.0, python=Path(sys.executable), needed=0):
         (tmp_path / "compare_peer.py").write_text(text)
         monkeypatch.setattr(running, "HERE", tmp_path)
-        started.append(running.Process(python, ["any", "model"], 1, needed, tmp_path / "log", (load, answer), {}))
+        started.append(running.Process(python, ["any", "model"], 1, needed, tmp_path / "log", (load, answer)))
         return started[-1]
 
     yield start
