@@ -1,6 +1,9 @@
 // One matrix times all rows, in parts that the threads of one parallel region share out: rows are measured where the scheme asks
 // for it, then prepared, then multiplied; between those all threads meet.
 #pragma once
+#include <omp.h>
+
+#include "dense.hpp"
 #include "rows.hpp"
 
 namespace bitgrain {
@@ -108,6 +111,27 @@ class IntegerProduct {
   Range* ranges_ = nullptr;  // of each row
 };
 
+class DenseProduct {
+ public:
+  // x [args.rows, args.k] of args.y_dtype; `args` lacks what it says of x.
+  DenseProduct(const DenseArgs& args, const void* x);
+
+  int64_t rows() const { return args_.rows; }
+  int64_t tasks() const { return (args_.n + DENSE_TASK - 1) / DENSE_TASK; }
+  int64_t own_bytes() const { return 0; }
+  int64_t place(uint8_t* memory);
+  bool measures() const { return false; }
+  void measure(int64_t, int64_t) const {}
+  void prepare(int64_t first, int64_t last) const;
+  void run(int64_t task, uint8_t* own) const;
+
+ private:
+  DenseArgs args_;
+  const void* x_;
+  const DenseKernel kernel_;
+  float* wide_ = nullptr;
+};
+
 // Alone, in a parallel region of its own.
 void run_grouped(const Kernels& kernels, const GroupedArgs& args, const void* x, int32_t x_dtype, int64_t k, const int32_t* gather, int32_t threads);
 void run_integer(const Kernels& kernels, const QuantizeArgs& quantize, const IntegerArgs& args, const void* x, int32_t x_dtype, int32_t threads);
@@ -132,6 +156,19 @@ void take_part(const Product& product, int64_t thread, int64_t threads, int64_t*
   product.prepare(first, last);
 #pragma omp barrier
   for (int64_t task; (task = take(next, 1)) < tasks;) product.run(task, own);
+}
+
+template <class Product>
+void run_alone(Product&& product, int32_t threads) {
+  const int64_t own_bytes = product.own_bytes();
+  const auto memory = uncleared<uint8_t>(product.place(nullptr) + 64), own = uncleared<uint8_t>(threads * own_bytes + 64);
+  product.place(aligned(memory));
+  int64_t next = 0;
+#pragma omp parallel num_threads(threads) if (product.tasks() > 1)
+  {
+    const int64_t thread = omp_get_thread_num();
+    take_part(product, thread, omp_get_num_threads(), &next, aligned(own) + thread * own_bytes);
+  }
 }
 
 }  // namespace

@@ -8,7 +8,6 @@
 #include <cstring>
 
 #include "block_kernels.hpp"
-#include "dense.hpp"
 #include "linear.hpp"
 #include "step_kernels.hpp"
 
@@ -79,37 +78,11 @@ class BlockProduct {
   uint8_t* input_ = nullptr;
 };
 
-class DenseProduct {
- public:
-  DenseProduct(const StepOperation& operation, const StepState& state)
-      : call_(call_of<DenseCall>(operation)), x_(at(state, operation.source, 0)), kernel_(dense_kernel()),
-        args_{nullptr, call_.weight, call_.bias, at(state, operation.target, 0), state.rows, call_.n, call_.k, round_up(call_.k, PANEL),
-              int32_t(call_.weight_dtype), int32_t(state.dtype)} {}
-
-  int64_t rows() const { return args_.rows; }
-  int64_t tasks() const { return (call_.n + DENSE_TASK - 1) / DENSE_TASK; }
-  int64_t own_bytes() const { return 0; }
-  bool measures() const { return false; }
-  void measure(int64_t, int64_t) const {}
-
-  int64_t place(uint8_t* memory) {
-    args_.x = wide_ = reinterpret_cast<float*>(memory);
-    return args_.rows * args_.width * int64_t(sizeof(float));
-  }
-
-  void prepare(int64_t first, int64_t last) const {
-    for (int64_t row = first; row < last; ++row) widen_row(x_, args_.y_dtype, row, call_.k, args_.width, nullptr, wide_ + row * args_.width);
-  }
-
-  void run(int64_t task, uint8_t*) const { kernel_(args_, task * DENSE_TASK, std::min((task + 1) * DENSE_TASK, call_.n)); }
-
- private:
-  const DenseCall& call_;
-  const void* x_;
-  const DenseKernel kernel_;
-  DenseArgs args_;
-  float* wide_ = nullptr;
-};
+DenseProduct dense_product(const StepOperation& operation, const StepState& state) {
+  const DenseCall& call = call_of<DenseCall>(operation);
+  return DenseProduct({nullptr, call.weight, call.bias, at(state, operation.target, 0), state.rows, call.n, call.k, 0, int32_t(call.weight_dtype),
+                       int32_t(state.dtype)}, at(state, operation.source, 0));
+}
 
 GroupedProduct grouped_product(const StepOperation& operation, const StepState& state) {
   const GroupedCall& call = call_of<GroupedCall>(operation);
@@ -151,7 +124,7 @@ template <class Use>
 void with_product(const StepOperation& operation, const StepState& state, Use use) {
   switch (operation.kind) {
     case STEP_BLOCK: return use(BlockProduct(operation, state));
-    case STEP_DENSE: return use(DenseProduct(operation, state));
+    case STEP_DENSE: return use(dense_product(operation, state));
     case STEP_GROUPED: return use(grouped_product(operation, state));
     case STEP_INTEGER: return use(integer_product(operation, state));
   }

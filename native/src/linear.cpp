@@ -1,7 +1,5 @@
 #include "linear.hpp"
 
-#include <omp.h>
-
 #include <algorithm>
 
 namespace bitgrain {
@@ -24,19 +22,6 @@ Tasks narrow_tasks(int64_t rows, int64_t n, int64_t row_step) { return {rows, ro
 
 Tasks cached_tasks(int64_t rows, int64_t n, int64_t row_bytes, int32_t threads) {
   return {rows, rows_at_once(row_bytes), count_panels(n), panels_at_once(count_panels(n), threads)};
-}
-
-template <class Product>
-void run_alone(Product&& product, int32_t threads) {
-  const int64_t own_bytes = product.own_bytes();
-  const auto memory = uncleared<uint8_t>(product.place(nullptr) + 64), own = uncleared<uint8_t>(threads * own_bytes + 64);
-  product.place(aligned(memory));
-  int64_t next = 0;
-#pragma omp parallel num_threads(threads) if (product.tasks() > 1)
-  {
-    const int64_t thread = omp_get_thread_num();
-    take_part(product, thread, omp_get_num_threads(), &next, aligned(own) + thread * own_bytes);
-  }
 }
 
 }  // namespace
@@ -161,6 +146,20 @@ void IntegerProduct::run(int64_t task, uint8_t*) const {
 void run_integer(const Kernels& kernels, const QuantizeArgs& quantize, const IntegerArgs& args, const void* x, int32_t x_dtype, int32_t threads) {
   run_alone(IntegerProduct(kernels, quantize, args, x, x_dtype, threads), threads);
 }
+
+DenseProduct::DenseProduct(const DenseArgs& args, const void* x) : args_(args), x_(x), kernel_(dense_kernel()) { args_.width = round_up(args.k, PANEL); }
+
+int64_t DenseProduct::place(uint8_t* memory) {
+  Parts parts(memory);
+  args_.x = wide_ = parts.take<float>(args_.rows * args_.width);
+  return parts.bytes();
+}
+
+void DenseProduct::prepare(int64_t first, int64_t last) const {
+  for (int64_t row = first; row < last; ++row) widen_row(x_, args_.y_dtype, row, args_.k, args_.width, nullptr, wide_ + row * args_.width);
+}
+
+void DenseProduct::run(int64_t task, uint8_t*) const { kernel_(args_, task * DENSE_TASK, std::min((task + 1) * DENSE_TASK, args_.n)); }
 
 void run_quantize(const Kernels& kernels, const QuantizeArgs& args, int32_t threads) {
   Range whole;
