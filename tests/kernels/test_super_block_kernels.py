@@ -302,13 +302,19 @@ def test_rows_come_out_of_the_panels_to_the_bit(name):
             assert torch.equal(EXACT.rows(EXACT.prepare(weight, NO_ACTIVATION), some), weight.dequantize()[some])
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_integers_go_where_bfloat16_products_are_exact_and_fast(monkeypatch, bits):
-    spec = int_affine(bits, "group", 32)
-    for dtype, name, refused in (("bfloat16", "amx", True), ("bfloat16", "avx512bf16", True), ("bfloat16", "avx512", False), ("float32", "amx", False)):
-        monkeypatch.setattr("bitgrain.kernels.cpu.super_block.instruction_set", lambda name=name: name)
+@pytest.mark.parametrize("dtype, name", [("bfloat16", "amx"), ("bfloat16", "avx512bf16"), ("bfloat16", "avx512"), ("float16", "amx"), ("float32", "amx")])
+def test_weights_go_where_bfloat16_products_are_exact_and_fast(monkeypatch, dtype, name):
+    monkeypatch.setattr("bitgrain.kernels.cpu.super_block.instruction_set", lambda: name)
+    has_products = dtype == "bfloat16" and name != "avx512"
+    for spec, other, refused in (
+        (int_affine(4, "group", 32), "cpu.int_affine", has_products),
+        (int_affine(8, "group", 32), "cpu.int_affine", has_products),
+        (int_affine(5, "group", 32), "cpu.int_affine", False),
+        (SPECS["mxfp4"], "cpu.block_float", has_products or dtype == "float32"),
+        (SPECS["nvfp4"], "cpu.block_float", has_products or dtype == "float32"),
+    ):
         found = EXACT.refusal(LinearProblem(spec, NO_ACTIVATION, 16, 96, dtype))
-        assert (found is not None and "cpu.int_affine" in found.reason) is refused
+        assert (found is not None and other in found.reason) is refused, spec
 
 
 def test_scales_that_are_no_numbers_are_refused():

@@ -108,10 +108,10 @@ class SuperBlockInt8Linear(SuperBlockLinear):
 
 def _better_elsewhere(problem: LinearProblem) -> Refusal | None:
     """Weights that other exact kernels keep as small, and multiply as fast or faster."""
-    spec = problem.weight
-    if spec.kind == "block_float":
-        return Refusal("leaves floats in blocks to cpu.block_float")
-    if spec.kind == "int_affine" and spec.bits in (4, 8) and problem.dtype == "bfloat16" and instruction_set() in BFLOAT16_SETS:
+    spec, has_products = problem.weight, problem.dtype == "bfloat16" and instruction_set() in BFLOAT16_SETS
+    if spec.kind == "block_float" and (has_products or problem.dtype == "float32"):
+        return Refusal(f"leaves floats in blocks to cpu.block_float, which is as fast with {problem.dtype} activations here")
+    if spec.kind == "int_affine" and spec.bits in (4, 8) and has_products:
         return Refusal(f"leaves integers of {spec.bits} bits to cpu.int_affine, which multiplies in bfloat16 here")
     return None
 
