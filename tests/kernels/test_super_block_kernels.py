@@ -325,6 +325,15 @@ def test_scales_that_are_no_numbers_are_refused():
             EXACT.prepare(weight, NO_ACTIVATION)
 
 
+def test_the_smallest_exponent_is_read():
+    for least, has_factor in ((2, False), (1, True), (0, True)):
+        weight = sample_weight(SPECS["mxfp4"], 20, 64)
+        weight.scale[3, 1] = least
+        prepared = EXACT.prepare(weight, NO_ACTIVATION)
+        assert ("factor" in prepared.tensors) is has_factor
+        assert torch.equal(EXACT.unpack(prepared), weight.dequantize())
+
+
 def test_blocks_with_zero_and_negative_scales_are_read():
     packed = torch.randint(0, 256, (16, 144), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
     write_block_scales(packed, "Q4_K", torch.linspace(-1, 1, 16).round(decimals=1))

@@ -201,8 +201,11 @@ def split(weight: Weight) -> tuple[BlockLayout, BlockParts]:
     if isinstance(weight, IntAffineWeight):
         return _split_integers(layout, weight)
     assert isinstance(weight, BlockFloatWeight)
-    # the levels are doubled; a scale is never negative, so its sign bit is that of a zero at most
+    # the levels are doubled: exponents that can be are one less, and a factor halves otherwise
+    if weight.second is None and weight.scale_type == "e8m0" and bool((weight.scale > 1).all()):
+        return layout, BlockParts(weight.packed, None, sub=weight.scale - 1, bits=weight.bits)
     factor = torch.full((n,), 0.5) if weight.second is None else weight.second[:, 0].expand(n) * 0.5
+    # a scale is never negative, so its sign bit is that of a zero at most
     return layout, BlockParts(weight.packed, None, sub=weight.scale if weight.scale_type == "e8m0" else weight.scale & 0x7F, factor=factor.contiguous(), bits=weight.bits)
 
 
