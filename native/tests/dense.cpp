@@ -31,7 +31,8 @@ void check(Random& random, int64_t rows, int64_t n, int64_t k, int32_t weight_dt
   else {
     bool same = first[turn].size() == y.size();
     for (int64_t i = 0; same && i < y.size(); ++i) same = y.same_bits(i, first[turn], i) || (std::isnan(y[i]) && std::isnan(first[turn][i]));
-    expect(same, what + ": other bits than the portable set");
+    // products of 16 bits are exact; others are fused with their sums where the processor has instructions for it
+    expect(same || weight_dtype == F32 || dtype == F32, what + ": other bits than the portable set");
   }
   ++turn;
 }
@@ -39,7 +40,7 @@ void check(Random& random, int64_t rows, int64_t n, int64_t k, int32_t weight_dt
 }  // namespace
 
 void test_dense() {
-  const int64_t shapes[][3] = {{0, 16, 32}, {1, 1, 1}, {1, 33, 100}, {2, 70, 17}, {3, 5, 16}, {5, 40, 129}, {9, 35, 31}, {4, 66, 300}};
+  const int64_t shapes[][3] = {{0, 16, 32}, {1, 1, 1}, {1, 33, 100}, {2, 70, 17}, {3, 5, 16}, {5, 40, 129}, {9, 35, 31}, {4, 66, 300}, {7, 37, 530}, {50, 18, 40}};
   Random random(9);
   for (int32_t weight_dtype = F32; weight_dtype <= BF16; ++weight_dtype) {
     for (int32_t dtype = F32; dtype <= BF16; ++dtype) {
