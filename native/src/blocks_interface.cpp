@@ -50,6 +50,14 @@ int64_t panels_of_task(int64_t panels, int64_t rows, int64_t threads) {
   return rows == 1 && share > PANELS_TOGETHER ? share : PANELS_TOGETHER;
 }
 
+// As much of the prepared rows as stays in a share of the last cache while all panels pass over it.
+constexpr int64_t CACHED_INPUT_BYTES = 3 << 20;
+
+int64_t rows_of_task(int64_t units) {
+  const int64_t blocks = CACHED_INPUT_BYTES / ((units > 0 ? units : 1) * int64_t(sizeof(UnitInput)) * ROWS_TOGETHER);
+  return ROWS_TOGETHER * (blocks > 1 ? blocks : 1);
+}
+
 }  // namespace
 }  // namespace bitgrain
 
@@ -70,7 +78,8 @@ EXPORT int32_t bg_block_linear(const void* x, int32_t dtype, int64_t rows, int64
   const std::unique_ptr<uint8_t[]> input(new (std::nothrow) uint8_t[size_t(block_input_bytes(rows, k))]);
   if (!input) return BLOCK_OUT_OF_MEMORY;
   const BlockKernels& kernels = block_kernels();
-  const int64_t panels = (n + PANEL - 1) / PANEL, together = panels_of_task(panels, rows, threads), tasks = (panels + together - 1) / together;
+  const int64_t panels = (n + PANEL - 1) / PANEL, together = panels_of_task(panels, rows, threads), of_panels = (panels + together - 1) / together;
+  const int64_t units = k / BLOCK_UNIT, step = rows_of_task(units), tasks = (rows + step - 1) / step * of_panels, row_bytes = n * (dtype == F32 ? 4 : 2);
   const bool shared = rows * k > PREPARED_ALONE;
   if (!shared) kernels.prepare(weight.format, x, dtype, k, k, rows, 0, rows, precision, input.get());
 #pragma omp parallel num_threads(threads) if (tasks > 1 || shared)
@@ -81,8 +90,9 @@ EXPORT int32_t bg_block_linear(const void* x, int32_t dtype, int64_t rows, int64
     }
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < tasks; ++task) {
-      const int64_t first = task * together, last = first + together < panels ? first + together : panels;
-      kernels.panels(weight, input.get(), rows, first, last, bias, y, dtype, n);
+      const int64_t first = task % of_panels * together, last = first + together < panels ? first + together : panels, row = task / of_panels * step;
+      kernels.panels(weight, aligned_input(input.get()) + row * units, rows - row < step ? rows - row : step, first, last, bias,
+                     static_cast<uint8_t*>(y) + row * row_bytes, dtype, n);
     }
   }
   return BLOCK_OK;

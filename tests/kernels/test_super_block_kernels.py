@@ -133,6 +133,14 @@ def test_every_number_of_rows_gives_each_row_its_own_result(rows, instruction_se
     assert torch.equal(EXACT.apply(x[:rows], prepared, None), alone)
 
 
+def test_rows_that_the_last_cache_does_not_hold_at_once_have_the_same_results():
+    weight = sample_weight(SPECS["q4_0"], 83, 8192)
+    prepared, x, bias = EXACT.prepare(weight, NO_ACTIVATION), inputs(150, 8192, torch.bfloat16), torch.randn(83).bfloat16()
+    whole = EXACT.apply(x, prepared, bias)
+    for first, last in ((0, 1), (63, 65), (64, 128), (128, 150)):
+        assert torch.equal(EXACT.apply(x[first:last], prepared, bias), whole[first:last])
+
+
 @pytest.mark.parametrize("kernel", [EXACT, FAST], ids=lambda k: k.name)
 @pytest.mark.parametrize("name", SPECS)
 def test_rows_that_need_other_numbers_of_digits_change_no_bit_of_each_other(name, kernel, instruction_set):
