@@ -106,10 +106,10 @@ INLINE void dense_tile(const DenseArgs& args, int64_t n, int64_t m) {
 
 // ---------------------------------------------------------------- many rows: weights are widened once for all of them
 
-constexpr int64_t WIDE_FROM = 6;      // rows from which on it is faster
-constexpr int64_t WIDE_FEATURES = 16;  // out features and in features whose weights are wide at once: 16 KB of the first-level cache
+constexpr int64_t WIDE_FROM = 6;  // rows from which on it is faster
+constexpr int64_t WIDE_FEATURES = 16;  // out features, and in features, whose weights are wide at once: 16 KB of the first-level cache
 constexpr int64_t WIDE_CHUNK = 256;
-constexpr int64_t WIDE_ROWS = 48;     // that share them
+constexpr int64_t WIDE_ROWS = 48;  // that share them
 
 struct WideTile {
   alignas(64) float weights[WIDE_FEATURES][WIDE_CHUNK];

@@ -48,7 +48,13 @@ struct Tasks {
 //   run(task, own)         all threads have prepared; `own`: own_bytes() of the thread, aligned to 64 bytes
 // Each row is measured and prepared once, each task run once, by any thread, without allocations.
 
-class GroupedProduct {
+// What does not depend on the other rows.
+struct Unmeasured {
+  bool measures() const { return false; }
+  void measure(int64_t, int64_t) const {}
+};
+
+class GroupedProduct : public Unmeasured {
  public:
   // x [rows, k] of x_dtype, columns taken by `gather` where it is given; `args` lacks what it says of x.
   GroupedProduct(const Kernels& kernels, const GroupedArgs& args, const void* x, int32_t x_dtype, int64_t k, const int32_t* gather, int32_t threads);
@@ -58,8 +64,6 @@ class GroupedProduct {
   int64_t tasks() const { return tasks_.count(); }
   int64_t own_bytes() const { return narrow_ ? CUT_BYTES : 0; }
   int64_t place(uint8_t* memory);
-  bool measures() const { return false; }
-  void measure(int64_t, int64_t) const {}
   void prepare(int64_t first, int64_t last) const;
   void run(int64_t task, uint8_t* own) const;
 
@@ -111,7 +115,7 @@ class IntegerProduct {
   Range* ranges_ = nullptr;  // of each row
 };
 
-class DenseProduct {
+class DenseProduct : public Unmeasured {
  public:
   // x [args.rows, args.k] of args.y_dtype; `args` lacks what it says of x.
   DenseProduct(const DenseArgs& args, const void* x);
@@ -120,8 +124,6 @@ class DenseProduct {
   int64_t tasks() const { return (args_.n + DENSE_TASK - 1) / DENSE_TASK; }
   int64_t own_bytes() const { return 0; }
   int64_t place(uint8_t* memory);
-  bool measures() const { return false; }
-  void measure(int64_t, int64_t) const {}
   void prepare(int64_t first, int64_t last) const;
   void run(int64_t task, uint8_t* own) const;
 

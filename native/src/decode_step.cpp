@@ -38,7 +38,7 @@ int64_t attention_room(const AttendCall& call, int64_t total) {
 
 // The matrices, as linear.hpp has its own.
 
-class BlockProduct {
+class BlockProduct : public Unmeasured {
  public:
   BlockProduct(const StepOperation& operation, const StepState& state)
       : call_(call_of<BlockCall>(operation)), operation_(operation), state_(state), kernels_(block_kernels()),
@@ -49,8 +49,6 @@ class BlockProduct {
   int64_t rows() const { return state_.rows; }
   int64_t tasks() const { return (count_panels(call_.n) + BLOCK_TASK - 1) / BLOCK_TASK; }
   int64_t own_bytes() const { return 0; }
-  bool measures() const { return false; }
-  void measure(int64_t, int64_t) const {}
 
   int64_t place(uint8_t* memory) {
     input_ = memory;
